@@ -1,0 +1,145 @@
+"""The supernet, plain: one module per operation, nothing shared. It is the definition that faster versions equal."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from rnas.genotype import Cell, Genotype
+from rnas.ops import FactorizedReduce, Normalize, operation, reductions, relu_conv_bn, stem
+from rnas.settings import SearchSpace
+
+
+class MixedOperation(nn.Module):
+    """Every operation of the space on one edge, summed with the edge's weights. # Eq. 1"""
+
+    def __init__(self, space: SearchSpace, channels: int, stride: int):
+        super().__init__()
+        self.operations = nn.ModuleList(_with_pool_bn(name, channels, stride) for name in space.operations)
+
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+        """`x` (B,C,H,W), `weights` (operations,)."""
+        return torch.stack([w * o(x) for w, o in zip(weights, self.operations, strict=True)]).sum(0)
+
+
+def _with_pool_bn(name: str, channels: int, stride: int) -> nn.Module:
+    module = operation(name, channels, stride, affine=False)
+    if "pool" in name:
+        return nn.Sequential(module, nn.BatchNorm2d(channels, affine=False))
+    return module
+
+
+class SupernetCell(nn.Module):
+    """A cell with a mixed operation on each of its edges; its output joins all its intermediate nodes."""
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        c_before: int,
+        c_last: int,
+        channels: int,
+        reduction: bool,
+        after_reduction: bool,
+    ):
+        super().__init__()
+        self.reduction = reduction
+        self.pre0 = (
+            FactorizedReduce(c_before, channels, affine=False)
+            if after_reduction
+            else relu_conv_bn(c_before, channels, affine=False)
+        )
+        self.pre1 = relu_conv_bn(c_last, channels, affine=False)
+        self.edges = nn.ModuleList(
+            MixedOperation(space, channels, stride=2 if reduction and source < 2 else 1)
+            for node in range(space.nodes)
+            for source in range(node + 2)
+        )
+        self.nodes = space.nodes
+
+    def forward(self, s0: Tensor, s1: Tensor, weights: Tensor) -> Tensor:
+        """`s0`, `s1`: outputs of the cell before last and the last; `weights` (edges, operations)."""
+        states = [self.pre0(s0), self.pre1(s1)]
+        edge = 0
+        for _ in range(self.nodes):
+            incoming = [self.edges[edge + j](s, weights[edge + j]) for j, s in enumerate(states)]
+            edge += len(states)
+            states.append(torch.stack(incoming).sum(0))
+        return torch.cat(states[2:], dim=1)
+
+
+class Supernet(nn.Module):
+    """The network that contains every architecture of the space; α says how much of each.
+
+    `alpha_normal` and `alpha_reduce` are (edges, operations). Images are (B,3,H,W) in [0,1]; logits (B,classes).
+    """
+
+    cell_type: type[SupernetCell] = SupernetCell
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        classes: int,
+        mean: tuple[float, ...] = (0.5, 0.5, 0.5),
+        std: tuple[float, ...] = (0.25, 0.25, 0.25),
+    ):
+        super().__init__()
+        self.space = space
+        self.normalize = Normalize(mean, std)
+        self.stem = stem(3 * space.channels)
+        c_before = c_last = 3 * space.channels
+        channels, after_reduction = space.channels, False
+        self.cells = nn.ModuleList()
+        for i in range(space.cells):
+            reduction = i in reductions(space.cells)
+            channels *= 2 if reduction else 1
+            self.cells.append(self.cell_type(space, c_before, c_last, channels, reduction, after_reduction))
+            c_before, c_last, after_reduction = c_last, space.nodes * channels, reduction
+        self.classifier = nn.Linear(c_last, classes)
+        shape = (space.edges, len(space.operations))
+        self.alpha_normal = nn.Parameter(1e-3 * torch.randn(shape))
+        self.alpha_reduce = nn.Parameter(1e-3 * torch.randn(shape))
+
+    @property
+    def alphas(self) -> list[nn.Parameter]:
+        """The architecture parameters: [normal, reduce]."""
+        return [self.alpha_normal, self.alpha_reduce]
+
+    @property
+    def thetas(self) -> list[nn.Parameter]:
+        """The weights: every parameter but α."""
+        return [p for name, p in self.named_parameters() if not name.startswith("alpha_")]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_cells(x)[0]
+
+    def forward_cells(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Logits (B,classes) and the output of every cell, each (B,C_i,H_i,W_i)."""
+        weights = {False: self.alpha_normal.softmax(-1), True: self.alpha_reduce.softmax(-1)}
+        s0 = s1 = self.stem(self.normalize(x))
+        outputs = []
+        for cell in self.cells:
+            s0, s1 = s1, cell(s0, s1, weights[cell.reduction])
+            outputs.append(s1)
+        return self.classifier(s1.mean((2, 3))), outputs
+
+    def genotype(self) -> Genotype:
+        """The architecture that α prefers now."""
+        return discretise(self.space, self.alpha_normal, self.alpha_reduce)
+
+
+def discretise(space: SearchSpace, alpha_normal: Tensor, alpha_reduce: Tensor) -> Genotype:
+    """Per node the two incoming edges with the largest non-`none` weight; per edge its strongest non-`none` operation."""
+    return Genotype(_strongest(space, alpha_normal), _strongest(space, alpha_reduce))
+
+
+def _strongest(space: SearchSpace, alpha: Tensor) -> Cell:
+    rows = alpha.detach().double().softmax(-1).cpu().tolist()
+    real = [k for k, name in enumerate(space.operations) if name != "none"]
+    nodes, first = [], 0
+    for node in range(space.nodes):
+        best = [max(real, key=rows[first + source].__getitem__) for source in range(node + 2)]
+        strength = [rows[first + source][k] for source, k in enumerate(best)]
+        chosen = sorted(range(node + 2), key=lambda source: -strength[source])[:2]  # noqa: B023 (used at once)
+        nodes.append(tuple((space.operations[best[source]], source) for source in sorted(chosen)))
+        first += node + 2
+    return Cell(tuple(nodes), tuple(range(2, space.nodes + 2)))
