@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +56,7 @@ class Cell:
             or len(set(self.concat)) < len(self.concat)
             or not set(self.concat) <= set(range(2, last + 1))
         ):
-            raise RnasError(
-                f"concat {list(self.concat)} is wrong: it names each of some nodes from 2 to {last} once"
-            )
+            raise RnasError(f"concat {list(self.concat)} is wrong: it names each of some nodes from 2 to {last} once")
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ class Genotype:
         out: dict[str, Any] = {}
         for kind, cell in (("normal", self.normal), ("reduce", self.reduce)):
             nodes = [[[operation, source] for operation, source in edges] for edges in cell.nodes]
-            out[kind] = sum(nodes, []) if all(len(edges) == 2 for edges in nodes) else nodes
+            out[kind] = list(chain.from_iterable(nodes)) if all(len(edges) == 2 for edges in nodes) else nodes
             out[f"{kind}_concat"] = list(cell.concat)
         return out
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -19,7 +22,11 @@ class MixedOperation(nn.Module):
 
     def forward(self, x: Tensor, weights: Tensor) -> Tensor:
         """`x` (B,C,H,W), `weights` (operations,)."""
-        return torch.stack([w * o(x) for w, o in zip(weights, self.operations, strict=True)]).sum(0)
+        return _total(w * o(x) for w, o in zip(weights, self.operations, strict=True))
+
+
+def _total(terms: Iterable[Tensor]) -> Tensor:
+    return functools.reduce(torch.add, terms)
 
 
 def _with_pool_bn(name: str, channels: int, stride: int) -> nn.Module:
@@ -63,7 +70,7 @@ class SupernetCell(nn.Module):
         for _ in range(self.nodes):
             incoming = [self.edges[edge + j](s, weights[edge + j]) for j, s in enumerate(states)]
             edge += len(states)
-            states.append(torch.stack(incoming).sum(0))
+            states.append(_total(incoming))
         return torch.cat(states[2:], dim=1)
 
 
@@ -88,12 +95,13 @@ class Supernet(nn.Module):
         self.stem = stem(3 * space.channels)
         c_before = c_last = 3 * space.channels
         channels, after_reduction = space.channels, False
-        self.cells = nn.ModuleList()
+        cells: list[SupernetCell] = []
         for i in range(space.cells):
             reduction = i in reductions(space.cells)
             channels *= 2 if reduction else 1
-            self.cells.append(self.cell_type(space, c_before, c_last, channels, reduction, after_reduction))
+            cells.append(self.cell_type(space, c_before, c_last, channels, reduction, after_reduction))
             c_before, c_last, after_reduction = c_last, space.nodes * channels, reduction
+        self.cells = nn.ModuleList(cells)
         self.classifier = nn.Linear(c_last, classes)
         shape = (space.edges, len(space.operations))
         self.alpha_normal = nn.Parameter(1e-3 * torch.randn(shape))
@@ -114,11 +122,11 @@ class Supernet(nn.Module):
 
     def forward_cells(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Logits (B,classes) and the output of every cell, each (B,C_i,H_i,W_i)."""
-        weights = {False: self.alpha_normal.softmax(-1), True: self.alpha_reduce.softmax(-1)}
+        normal, reduce = (alpha.softmax(-1) for alpha in self.alphas)
         s0 = s1 = self.stem(self.normalize(x))
         outputs = []
         for cell in self.cells:
-            s0, s1 = s1, cell(s0, s1, weights[cell.reduction])
+            s0, s1 = s1, cell(s0, s1, reduce if cell.reduction else normal)
             outputs.append(s1)
         return self.classifier(s1.mean((2, 3))), outputs
 
@@ -128,7 +136,7 @@ class Supernet(nn.Module):
 
 
 def discretise(space: SearchSpace, alpha_normal: Tensor, alpha_reduce: Tensor) -> Genotype:
-    """Per node the two incoming edges with the largest non-`none` weight; per edge its strongest non-`none` operation."""
+    """Per node the two incoming edges with the largest non-`none` weight; per edge its strongest such operation."""
     return Genotype(_strongest(space, alpha_normal), _strongest(space, alpha_reduce))
 
 
@@ -139,7 +147,7 @@ def _strongest(space: SearchSpace, alpha: Tensor) -> Cell:
     for node in range(space.nodes):
         best = [max(real, key=rows[first + source].__getitem__) for source in range(node + 2)]
         strength = [rows[first + source][k] for source, k in enumerate(best)]
-        chosen = sorted(range(node + 2), key=lambda source: -strength[source])[:2]  # noqa: B023 (used at once)
+        chosen = sorted(range(node + 2), key=lambda source: -strength[source])[:2]
         nodes.append(tuple((space.operations[best[source]], source) for source in sorted(chosen)))
         first += node + 2
     return Cell(tuple(nodes), tuple(range(2, space.nodes + 2)))
