@@ -50,14 +50,10 @@ class Normalize(nn.Module):
 
 def relu_conv_bn(c_in: int, c_out: int, affine: bool = True) -> nn.Sequential:
     """ReLU, 1x1 convolution, BN: brings a cell's input to its number of channels."""
-    return nn.Sequential(
-        nn.ReLU(), nn.Conv2d(c_in, c_out, 1, bias=False), nn.BatchNorm2d(c_out, affine=affine)
-    )
+    return nn.Sequential(nn.ReLU(), nn.Conv2d(c_in, c_out, 1, bias=False), nn.BatchNorm2d(c_out, affine=affine))
 
 
-def _depthwise_separable(
-    channels: int, kernel: int, stride: int, dilation: int, affine: bool
-) -> list[nn.Module]:
+def _depthwise_separable(channels: int, kernel: int, stride: int, dilation: int, affine: bool) -> list[nn.Module]:
     padding = dilation * (kernel - 1) // 2
     return [
         nn.ReLU(),
