@@ -1,11 +1,55 @@
-"""Every setting of every command on one page; the defaults are the paper's (§5.1). No torch here."""
+"""Every setting of every command on one page; the defaults are the paper's (§5.1). No torch here.
+
+Each command is a frozen dataclass: its fields are the flags of the command line and the keys of `settings.json`.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import asdict, dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from tyro.conf import Positional
+from tyro.constructors import PrimitiveConstructorSpec
 
 from rnas.errors import RnasError, unknown
 from rnas.genotype import OPERATIONS
+
+METHODS = ("rnas",)
+Device = Literal["auto", "cpu", "cuda"]
+ArchLoss = Literal["clean+adv", "adv"]
+Reduction = Literal["mean", "sum"]
+Features = Literal["raw", "standardized"]
+
+
+def parse_fraction(text: str) -> float:
+    """A number such as `8/255` or `0.03`. ValueError if `text` is neither."""
+    try:
+        return float(Fraction(text))
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"'{text}' is no number: write 8/255 or 0.031") from None
+
+
+# Perturbation sizes are written as people say them: 8/255.
+Size = Annotated[
+    float,
+    PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="N/255",
+        instance_from_str=lambda args: parse_fraction(args[0]),
+        is_instance=lambda value: isinstance(value, int | float),
+        str_from_instance=lambda value: [f"{value:g}"],
+    ),
+]
+
+
+def _at_least(settings: Any, low: float, *names: str) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and not (math.isfinite(value) and value >= low):
+            raise RnasError(f"{name.replace('_', '-')} is {value}: expected {low:g} or more")
 
 
 @dataclass(frozen=True)
@@ -13,7 +57,7 @@ class SearchSpace:
     """The architectures that a search chooses from."""
 
     cells: int = 8
-    """Cells of the supernet; those at a third and two thirds of the depth reduce."""
+    """Cells of the network; those at a third and two thirds of the depth reduce."""
     channels: int = 16
     """Channels C of the first cell; each reduction doubles them."""
     nodes: int = 4
@@ -22,9 +66,7 @@ class SearchSpace:
     """Candidate operations of an edge, in the order of α's columns."""
 
     def __post_init__(self) -> None:
-        for name in ("cells", "channels", "nodes"):
-            if getattr(self, name) < 1:
-                raise RnasError(f"{name} is {getattr(self, name)}: expected 1 or more")
+        _at_least(self, 1, "cells", "channels", "nodes")
         for operation in self.operations:
             if operation not in OPERATIONS:
                 raise unknown("operation", operation, OPERATIONS)
@@ -35,3 +77,259 @@ class SearchSpace:
     def edges(self) -> int:
         """Edges of a cell: each intermediate node has one from every node before it."""
         return self.nodes * (self.nodes + 3) // 2
+
+
+@dataclass(frozen=True)
+class Source:
+    """Which images."""
+
+    data: str = "digits"
+    """digits, cifar10, cifar100, svhn, tiny-imagenet, a path to an .npz, or a folder of class folders."""
+    data_root: Path | None = None
+    """Where the named data sets lie or are downloaded to."""
+    image_size: int | None = None
+    """Resize images to this many pixels square (needed for folders of mixed sizes)."""
+    test_fraction: float | None = None
+    """Share of images kept for the test, for folders that have no train/ and test/."""
+    limit_per_class: int | None = None
+    """Use only this many training images of each class: for quick runs."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "image_size", "limit_per_class")
+        if self.test_fraction is not None and not 0 < self.test_fraction < 1:
+            raise RnasError(f"test-fraction is {self.test_fraction}: expected a number between 0 and 1")
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """The attack inside search and training: l_inf PGD."""
+
+    eps: Size | None = None
+    """Radius ε; by default 8/255, and 16/255 for digits."""
+    step: Size | None = None
+    """Step size; by default ε/4."""
+    attack_steps: int = 7
+    """Steps of PGD."""
+
+    def __post_init__(self) -> None:
+        _check_eps(self.eps)
+        _at_least(self, 1, "attack_steps")
+        if self.step is not None and not 0 < self.step <= 1:
+            raise RnasError(f"step is {self.step:g}: expected a number in (0, 1], such as 2/255")
+
+
+def _check_eps(eps: float | None, norm: str = "linf") -> None:
+    if eps is not None and (not math.isfinite(eps) or eps <= 0 or (norm == "linf" and eps > 1)):
+        room = "in (0, 1], such as 8/255" if norm == "linf" else "above 0, such as 0.5"
+        raise RnasError(f"eps is {eps:g}: expected a number {room}")
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The upper bound H on the network vulnerability: absolute, or relative to F at the end of the warm-up."""
+
+    value: float
+    relative: bool
+
+    @staticmethod
+    def parse(text: str) -> Bound | None:
+        """`1e-4`, `0.5x`, or `none` for a search without the constraint."""
+        if text == "none":
+            return None
+        number = text[:-1] if text.endswith("x") else text
+        try:
+            value = float(number)
+        except ValueError:
+            raise RnasError(
+                f"bound is '{text}': expected a number such as 1e-4, a share such as 0.5x, or none"
+            ) from None
+        if not math.isfinite(value) or value < 0:
+            raise RnasError(f"bound is '{text}': H is 0 or more")
+        return Bound(value, text.endswith("x"))
+
+
+@dataclass(frozen=True)
+class Search:
+    """Search an architecture under a bound on its network vulnerability (Algorithm 1)."""
+
+    out: Path
+    """Folder of the run."""
+    source: Source = field(default_factory=Source)
+    space: SearchSpace = field(default_factory=SearchSpace)
+    perturbation: Perturbation = field(default_factory=Perturbation)
+    method: str = "rnas"
+    """Search method."""
+    bound: str = "1e-4"
+    """H: a number (1e-4 = RNAS-H, 1e-5 = RNAS-L), a share of F after the warm-up such as 0.5x, or none."""
+    epochs: int = 60
+    warmup: int = 15
+    """Epochs that train only the weights (Phase I)."""
+    batch_size: int = 128
+    lr: float = 0.01
+    """Learning rate of the weights at the start; it falls to 0 along a cosine."""
+    momentum: float = 0.9
+    weight_decay: float = 3e-4
+    clip: float = 5.0
+    """Largest norm of the weights' gradient."""
+    alpha_lr: float = 6e-4
+    alpha_weight_decay: float = 1e-3
+    arch_loss: ArchLoss = "clean+adv"
+    """α descends on clean + adversarial loss (Eq. 8), or on the adversarial alone (Algorithm 1, line 5)."""
+    reduction: Reduction = "mean"
+    """KL over the positions of a channel: mean (divided by H·W) or sum (nats)."""
+    features: Features = "raw"
+    """Measure F on the cell outputs as they are, or brought to zero mean and unit variance per channel."""
+    projection_steps: int | None = None
+    """Most steps of one projection; by default the second half of the epoch, as in the paper."""
+    projection_lr: float = 0.02
+    """Adam's step size on α_p."""
+    monitor: int = 256
+    """Images of each half on which accuracies and F are measured after every epoch."""
+    seed: int = 0
+    device: Device = "auto"
+    resume: bool = False
+    """Continue the run in this folder (or start it, if there is none)."""
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise unknown("method", self.method, METHODS)
+        Bound.parse(self.bound)
+        _at_least(self, 1, "epochs", "batch_size", "projection_steps", "monitor")
+        _at_least(
+            self, 0, "warmup", "lr", "momentum", "weight_decay", "alpha_lr", "alpha_weight_decay", "projection_lr"
+        )
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a network: adversarially (AT), or with --standard on clean images (ST)."""
+
+    arch: Positional[str]
+    """A zoo name (RNAS-L, ResNet18, …), a genotype.json, or the folder of a search."""
+    out: Path
+    """Folder of the run."""
+    source: Source = field(default_factory=Source)
+    perturbation: Perturbation = field(default_factory=Perturbation)
+    standard: bool = False
+    """Train on clean images (ST) instead of adversarial ones (AT)."""
+    loss: Literal["pgd", "trades"] = "pgd"
+    """Adversarial loss: cross-entropy on PGD images (Madry et al. 2018), or TRADES (Zhang et al. 2019)."""
+    trades_beta: float = 6.0
+    """Weight of TRADES's KL term."""
+    cells: int = 20
+    """Cells of a cell network."""
+    channels: int = 36
+    """Channels C of a cell network's first cell."""
+    epochs: int = 600
+    batch_size: int = 128
+    lr: float = 0.1
+    """Learning rate at the start; it falls to 0 along a cosine."""
+    momentum: float = 0.9
+    weight_decay: float = 3e-4
+    clip: float = 5.0
+    """Largest norm of the gradient."""
+    drop_path: float = 0.3
+    """Drop-path probability of cell networks at the end; it rises from 0."""
+    augment: bool = True
+    """Random crop (padding 4 at 32 pixels) and, where it makes sense, horizontal flip."""
+    seed: int = 0
+    device: Device = "auto"
+    resume: bool = False
+    """Continue the run in this folder (or start it, if there is none)."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "cells", "channels", "epochs", "batch_size")
+        _at_least(self, 0, "lr", "momentum", "weight_decay", "trades_beta")
+        if not 0 <= self.drop_path < 1:
+            raise RnasError(f"drop-path is {self.drop_path}: expected a probability in [0, 1)")
+
+
+PAPER_ATTACKS = ("fgsm", "pgd20", "pgd100", "cw")
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Attack a trained network on test images; writes evaluation.json and masks.npz into its folder."""
+
+    run: Positional[Path]
+    """Folder of a training run."""
+    attacks: tuple[str, ...] = PAPER_ATTACKS
+    """fgsm, pgd20, pgd100 (any pgdN, pgdN-any), cw, cw-l2, aa, apgd-ce, apgd-dlr, apgd-t, fab-t, square."""
+    eps: Size | None = None
+    """Radius ε; by default 8/255 (l_inf; 16/255 for digits) or 0.5 (l2)."""
+    norm: Literal["linf", "l2"] = "linf"
+    limit: int | None = None
+    """Attack only the first N test images."""
+    data: str | None = None
+    """Other images than the network was trained on (same classes)."""
+    batch_size: int = 256
+    seed: int = 0
+    device: Device = "auto"
+    resume: bool = False
+    """Continue an evaluation that was cut off."""
+
+    def __post_init__(self) -> None:
+        _check_eps(self.eps, self.norm)
+        _at_least(self, 1, "limit", "batch_size")
+        if not self.attacks:
+            raise RnasError(f"attacks is empty: name some, such as {' '.join(PAPER_ATTACKS)}")
+
+
+@dataclass(frozen=True)
+class Report:
+    """Put one or more runs on one self-contained HTML page."""
+
+    runs: Positional[tuple[Path, ...]]
+    """Folders of runs."""
+    out: Path = Path("report.html")
+
+
+@dataclass(frozen=True)
+class Run:
+    """The whole pipeline: search, train, evaluate, report. Without options: the digits demo, a few minutes."""
+
+    source: Source = field(default_factory=Source)
+    out: Path = Path("runs/demo")
+    """Folder of the run; holds search/, train/ and report.html at the end."""
+    bound: str | None = None
+    """H of the search; a share of F after the warm-up such as 0.5x carries over to any data."""
+    budget: Literal["auto", "demo", "small", "paper"] = "auto"
+    """How much work: auto is demo for digits and small otherwise; paper is §5.1 (days on a GPU)."""
+    cells: int | None = None
+    """Cells of the trained network; by default the budget's."""
+    channels: int | None = None
+    """Channels C of search and training; by default the budget's."""
+    search_epochs: int | None = None
+    train_epochs: int | None = None
+    batch_size: int | None = None
+    attacks: tuple[str, ...] | None = None
+    limit: int | None = None
+    """Attack only the first N test images."""
+    eps: Size | None = None
+    seed: int = 0
+    device: Device = "auto"
+    resume: bool = False
+    """Continue the run in this folder (or start it, if there is none)."""
+
+    def __post_init__(self) -> None:
+        _check_eps(self.eps)
+        if self.bound is not None:
+            Bound.parse(self.bound)
+        _at_least(self, 1, "cells", "channels", "search_epochs", "train_epochs", "batch_size", "limit")
+
+
+# Where and when a run happens does not make it another run.
+NOT_IDENTITY = ("out", "resume", "device")
+
+
+def identity(settings: Any) -> dict[str, Any]:
+    """The settings that make a run what it is, as JSON values: two runs with equal ones are the same run."""
+    return {k: _plain(v) for k, v in asdict(settings).items() if k not in NOT_IDENTITY}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(v) for v in value]
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,33 @@
+"""Checkpoints: tensors and plain values, written whole, read without pickle's powers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rnas.errors import RnasError
+from rnas.files import replacing
+
+NAME = "checkpoint.pt"
+
+
+def save(folder: Path, state: dict[str, Any]) -> None:
+    """Write `state` (tensors, numbers, strings, dicts and lists of them) as the checkpoint of `folder`."""
+    with replacing(folder / NAME) as temporary:
+        torch.save(state, temporary)
+
+
+def load(folder: Path, device: torch.device) -> dict[str, Any] | None:
+    """The last checkpoint of `folder` on `device`, or None if there is none. RnasError if it is damaged."""
+    path = folder / NAME
+    if not path.exists():
+        return None
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except Exception as e:  # torch names no exceptions for damaged files
+        raise RnasError(f"{path} is damaged ({type(e).__name__}): delete the folder and start again") from e
+    if not isinstance(state, dict):
+        raise RnasError(f"{path} is no checkpoint of rnas: expected a dictionary")
+    return state
