@@ -1,0 +1,1 @@
+"""Search methods: what each does with the architecture parameters."""

@@ -1,0 +1,104 @@
+"""Projection of α on {F(α) ≤ H} by the method of multipliers (Eq. 9; Bertsekas 1982, chapter 2)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+ROUND = 5  # gradient steps between two updates of the multiplier
+STIFFNESS = 1.0  # penalty times ‖∇g‖²: how much stiffer the augmented term is than ½‖α − α_p‖²
+GROWTH = 2.0  # of the stiffness, where a round did not bring the violation down to SUFFICIENT of itself
+SUFFICIENT = 0.75
+SLOWER, FASTER = 1.5, 0.8  # of the assumed curvature, where two steps oppose each other, and where they agree
+
+
+@dataclass(frozen=True)
+class Projection:
+    """How a projection went: F before and after, the multiplier (dimensionless), ‖α − α_p‖, gradient steps made."""
+
+    before: float
+    after: float
+    multiplier: float
+    distance: float
+    steps: int
+
+
+def project(
+    alphas: Sequence[Tensor],
+    vulnerability: Callable[[], Tensor],
+    measure: Callable[[], float],
+    bound: float,
+    *,
+    steps: int,
+    lr: float = 0.02,
+    margin: float = 1e-4,
+    tolerance: float = 1e-5,
+) -> Projection:
+    """Move `alphas`, in place, to the nearest point where F is at most `bound`. # Eq. 9
+
+    `vulnerability()` is F at the alphas as they are, differentiable, perhaps on a sample; `measure()` is the F by
+    which feasibility is judged. Nothing moves if F ≤ H already. It aims at (1 - margin)·H: a sampled F scatters.
+    Stops early once feasible and stationary (the Lagrangian's gradient is at most `tolerance`); otherwise, after
+    `steps`, takes the nearest of the feasible points at which it measured, or the last point if there was none.
+    No coordinate moves by more than `lr` a step; the steps shrink to nothing along a cosine.
+    """
+    before = measure()
+    if before <= bound:
+        return Projection(before, before, 0.0, 0.0, 0)
+    start = [a.detach().clone() for a in alphas]
+    target, scale = bound * (1 - margin), bound or 1.0  # g = F/H - 1, and g = F for H = 0
+    multiplier, stiffness, violation = 0.0, STIFFNESS, math.inf
+    curvature, last_step = 1.0, [torch.zeros_like(a) for a in start]
+    best: tuple[float, float, list[Tensor]] | None = None  # distance, F, point
+    checks = max(ROUND, steps // 8)
+    for k in range(1, steps + 1):
+        g = (vulnerability() - target) / scale
+        pull = torch.autograd.grad(g, alphas)  # ∇g
+        value = g.item()
+        penalty = stiffness / max(_dot(pull, pull), 1e-30)
+        force = max(0.0, multiplier + penalty * value)  # of the augmented Lagrangian, by g
+        slope = [a.detach() - a0 + force * p for a, a0, p in zip(alphas, start, pull, strict=True)]
+        step = _newton_step(slope, pull, penalty if force else 0.0, curvature)
+        largest = lr * (0.5 * (1 + math.cos(math.pi * k / steps)) + 1e-3)
+        length = max(float(s.abs().max()) for s in step)
+        step = [s * min(1.0, largest / max(length, 1e-30)) for s in step]
+        curvature = max(curvature * (SLOWER if _dot(step, last_step) < 0 else FASTER), 1.0)
+        last_step = step
+        with torch.no_grad():
+            for a, s in zip(alphas, step, strict=True):
+                a += s
+        if k % ROUND == 0 and length <= largest:  # only a minimiser of the inner problem tells about the multiplier
+            multiplier = force
+            stiffness *= GROWTH if value > SUFFICIENT * violation else 1.0
+            violation = max(value, 0.0)
+        stationary = _dot(slope, slope) <= tolerance**2 and abs(value) <= tolerance
+        if k % checks == 0 or k == steps or stationary:
+            measured, distance = measure(), _distance(alphas, start)
+            if measured <= bound and (best is None or distance < best[0]):
+                best = distance, measured, [a.detach().clone() for a in alphas]
+            if stationary:
+                break
+    if best is not None:
+        with torch.no_grad():
+            for a, a_best in zip(alphas, best[2], strict=True):
+                a.copy_(a_best)
+        distance, measured = best[0], best[1]
+    return Projection(before, measured, multiplier, distance, k)
+
+
+def _newton_step(slope: list[Tensor], pull: Sequence[Tensor], penalty: float, curvature: float) -> list[Tensor]:
+    """-B⁻¹·slope for B = curvature·I + penalty·∇g∇gᵀ: the augmented Lagrangian's curvature, its rank-one part exact."""
+    share = penalty * _dot(pull, slope) / (curvature + penalty * _dot(pull, pull))  # Sherman-Morrison
+    return [-(s - share * p) / curvature for s, p in zip(slope, pull, strict=True)]
+
+
+def _dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
+    return sum(float((x * y).sum()) for x, y in zip(a, b, strict=True))
+
+
+def _distance(alphas: Sequence[Tensor], start: Sequence[Tensor]) -> float:
+    return math.sqrt(sum(float(((a.detach() - a0) ** 2).sum()) for a, a0 in zip(alphas, start, strict=True)))
