@@ -1,4 +1,8 @@
-"""The value that a search ends with: which operations join which nodes of a cell. No torch here."""
+"""The value that a search ends with: which operations join which nodes of a cell. No torch here.
+
+An architecture is a `Genotype` (two cells, repeated) or `CellCodes` (RobNet's: every cell its own). Both say which cell
+stands at a position (`cell`), how many cells they need (`depth`) and whether their BN is affine (`affine`).
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import json
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from rnas.errors import RnasError, unknown
 from rnas.files import read_json, write_text
@@ -42,6 +46,8 @@ class Cell:
         if not self.nodes:
             raise RnasError("a cell needs at least one node")
         for i, edges in enumerate(self.nodes):
+            if not edges:
+                raise RnasError(f"node {i + 2} has no edges: expected at least one")
             for operation, source in edges:
                 if operation not in ALL_OPERATIONS:
                     raise unknown("operation", operation, ALL_OPERATIONS)
@@ -65,6 +71,13 @@ class Genotype:
 
     normal: Cell
     reduce: Cell
+
+    depth: ClassVar[int | None] = None  # any number of cells
+    affine: ClassVar[bool] = True
+
+    def cell(self, position: int, reduction: bool) -> Cell:
+        """The cell at `position` (0 is the first), which is a reduction cell or not."""
+        return self.reduce if reduction else self.normal
 
     def to_json(self) -> dict[str, Any]:
         """The published form where every node has two edges ([operation, source] pairs in node order), else a list
@@ -96,6 +109,91 @@ class Genotype:
     def load(path: Path) -> Genotype:
         """Read a genotype. RnasError if the file is missing, not JSON or no genotype."""
         return Genotype.from_json(read_json(path), str(path))
+
+
+# RobNet's two-bit codes of an edge (Guo et al. 2020, §3.1).
+CODES: dict[str, tuple[str, ...]] = {
+    "00": (),
+    "01": ("sep_conv_3x3",),
+    "10": ("skip_connect",),
+    "11": ("sep_conv_3x3", "skip_connect"),
+}
+
+
+@dataclass(frozen=True)
+class CellCodes:
+    """RobNet's form (Guo et al. 2020): every edge of every cell may be none, a convolution, a skip or both.
+
+    `codes` holds one tuple of two-bit codes for each cell, or a single one that all cells share. Their order is: for
+    each node, for each node before it. The cell's output joins all its nodes. RobNet's BN has no affine parameters.
+    """
+
+    codes: tuple[tuple[str, ...], ...]
+    affine: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.codes:
+            raise RnasError("codes is empty: expected one list for each cell, or one that all cells share")
+        for i, codes in enumerate(self.codes):
+            try:
+                _decode(codes)
+            except RnasError as e:
+                raise RnasError(f"cell {i}: {e}") from e
+
+    @property
+    def depth(self) -> int | None:
+        """The number of cells that a network of these has; None if any."""
+        return len(self.codes) if len(self.codes) > 1 else None
+
+    def cell(self, position: int, reduction: bool) -> Cell:
+        """The cell at `position` (0 is the first); the same edges whether it is a reduction cell or not."""
+        return _decode(self.codes[position if self.depth else 0])
+
+    def to_json(self) -> dict[str, Any]:
+        """{"codes": [["11", ...], ...], "affine": false}."""
+        return {"codes": [list(codes) for codes in self.codes], "affine": self.affine}
+
+    @staticmethod
+    def from_json(value: Any, where: str = "codes") -> CellCodes:
+        """The inverse of `to_json`. RnasError, naming `where`, if `value` is something else."""
+        codes = value.get("codes") if isinstance(value, dict) else None
+        if not isinstance(codes, list) or not all(_is_list_of_text(c) for c in codes):
+            raise RnasError(f"{where}: 'codes' is missing or no list of lists of two-bit codes such as \"01\"")
+        affine = value.get("affine", False)
+        if not isinstance(affine, bool):
+            raise RnasError(f"{where}: 'affine' is {json.dumps(affine)}: expected true or false")
+        try:
+            return CellCodes(tuple(map(tuple, codes)), affine)
+        except RnasError as e:
+            raise RnasError(f"{where}: {e}") from e
+
+
+Architecture = Genotype | CellCodes
+
+
+def architecture_from_json(value: Any, where: str = "genotype") -> Architecture:
+    """A `Genotype` or, where the object has codes, `CellCodes`. RnasError, naming `where`, if `value` is neither."""
+    form = CellCodes if isinstance(value, dict) and "codes" in value else Genotype
+    return form.from_json(value, where)
+
+
+def _decode(codes: tuple[str, ...]) -> Cell:
+    nodes: list[tuple[Edge, ...]] = []
+    rest = iter(codes)
+    for code in rest:
+        row = [code, *(next(rest, "") for _ in range(len(nodes) + 1))]
+        for c in row:
+            if c not in CODES:
+                raise RnasError(
+                    f"{len(codes)} codes with '{c}' among them: each is one of {', '.join(CODES)}; "
+                    "2 are for the first node, 3 for the second and so on"
+                )
+        nodes.append(tuple((name, source) for source, c in enumerate(row) for name in CODES[c]))
+    return Cell(tuple(nodes), tuple(range(2, len(nodes) + 2)))
+
+
+def _is_list_of_text(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(v, str) for v in value)
 
 
 def _cell(value: dict[str, Any], kind: str) -> Cell:

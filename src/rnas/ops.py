@@ -110,9 +110,9 @@ def operation(name: str, channels: int, stride: int, affine: bool = True) -> nn.
     return BUILDERS[name](channels, stride, affine)
 
 
-def stem(channels: int) -> nn.Sequential:
+def stem(channels: int, stride: int = 1) -> nn.Sequential:
     """The first convolution of every cell network: 3 to `channels`."""
-    return nn.Sequential(nn.Conv2d(3, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels))
+    return nn.Sequential(nn.Conv2d(3, channels, 3, stride, padding=1, bias=False), nn.BatchNorm2d(channels))
 
 
 def reductions(cells: int) -> frozenset[int]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor, nn
 
-from rnas.genotype import Cell, Genotype
+from rnas.errors import RnasError
+from rnas.genotype import Architecture, Cell, Edge
 from rnas.ops import FactorizedReduce, Normalize, operation, reductions, relu_conv_bn, stem
 
 
@@ -23,64 +26,108 @@ class DropPath(nn.Module):
         return x * keep / (1 - self.p)
 
 
-class DerivedCell(nn.Module):
-    """One cell of a genotype."""
+class Node(nn.ModuleList):
+    """The sum of a node's edges: an operation each, with drop-path unless it is the identity.
 
-    def __init__(
-        self, cell: Cell, c_before: int, c_last: int, channels: int, reduction: bool, after_reduction: bool
-    ):
+    `strides` are those of the edges from the cell's two inputs; all others have stride 1.
+    """
+
+    def __init__(self, edges: tuple[Edge, ...], channels: int, strides: tuple[int, int], affine: bool):
         super().__init__()
-        self.pre0 = (
-            FactorizedReduce(c_before, channels, affine=True)
-            if after_reduction
-            else relu_conv_bn(c_before, channels)
-        )
-        self.pre1 = relu_conv_bn(c_last, channels)
-        self.sources = [[source for _, source in edges] for edges in cell.nodes]
-        self.concat = cell.concat
-        self.edges = nn.ModuleList(
-            nn.ModuleList(
-                self._edge(name, channels, 2 if reduction and source < 2 else 1) for name, source in edges
-            )
-            for edges in cell.nodes
-        )
+        self.sources = [source for _, source in edges]
+        for name, source in edges:
+            module = operation(name, channels, strides[source] if source < 2 else 1, affine)
+            self.append(module if isinstance(module, nn.Identity) else nn.Sequential(module, DropPath()))
 
-    @staticmethod
-    def _edge(name: str, channels: int, stride: int) -> nn.Module:
-        module = operation(name, channels, stride)
-        return module if isinstance(module, nn.Identity) else nn.Sequential(module, DropPath())
-
-    def forward(self, s0: Tensor, s1: Tensor) -> Tensor:
-        states = [self.pre0(s0), self.pre1(s1)]
-        for edges, sources in zip(self.edges, self.sources, strict=True):
-            states.append(sum(edge(states[source]) for edge, source in zip(edges, sources, strict=True)))
-        return torch.cat([states[i] for i in self.concat], dim=1)
+    def forward(self, states: list[Tensor]) -> Tensor:
+        """`states` are the nodes before this one, each (B,channels,H,W)."""
+        terms: list[Tensor] = [edge(states[source]) for edge, source in zip(self, self.sources, strict=True)]
+        return functools.reduce(torch.add, terms)
 
 
-class DerivedNetwork(nn.Module):
-    """`cells` cells of a genotype, starting with `channels` channels. Images (B,3,H,W) in [0,1]; logits (B,classes)."""
+class DerivedCell(nn.Module):
+    """One cell of an architecture, from the outputs of the cell before last and the last to its own."""
 
     def __init__(
         self,
-        genotype: Genotype,
+        cell: Cell,
+        c_before: int,
+        c_last: int,
+        channels: int,
+        reduction: bool,
+        after_reduction: bool,
+        affine: bool = True,
+    ):
+        super().__init__()
+        self.pre0 = (FactorizedReduce if after_reduction else relu_conv_bn)(c_before, channels, affine)
+        self.pre1 = relu_conv_bn(c_last, channels, affine)
+        self.concat = cell.concat
+        strides = (2, 2) if reduction else (1, 1)
+        self.nodes = nn.ModuleList(Node(edges, channels, strides, affine) for edges in cell.nodes)
+
+    def forward(self, s0: Tensor, s1: Tensor) -> Tensor:
+        states = [self.pre0(s0), self.pre1(s1)]
+        for node in self.nodes:
+            states.append(node(states))
+        return torch.cat([states[i] for i in self.concat], dim=1)
+
+
+class AuxiliaryHead(nn.Module):
+    """A second classifier at two thirds of the depth, which helps training along (DARTS's for CIFAR).
+
+    (B,channels,h,w) to logits (B,classes). Pooling to 2x2 is DARTS's own at 8x8 and scales with other sizes.
+    """
+
+    def __init__(self, channels: int, classes: int):
+        super().__init__()
+        self.reduce = nn.Sequential(nn.Conv2d(channels, 128, 1, bias=False), nn.BatchNorm2d(128), nn.ReLU())
+        self.join = nn.Sequential(nn.Conv2d(128, 768, 2, bias=False), nn.BatchNorm2d(768), nn.ReLU())
+        self.classifier = nn.Linear(768, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        stride = [max(1, 3 * side // 8) for side in x.shape[2:]]
+        kernel = [side - step for side, step in zip(x.shape[2:], stride, strict=True)]
+        pooled = nn.functional.avg_pool2d(x.relu(), kernel, stride)
+        return self.classifier(self.join(self.reduce(pooled)).flatten(1))  # type: ignore[no-any-return]
+
+
+class DerivedNetwork(nn.Module):
+    """`cells` cells of an architecture, starting with `channels` channels. Images (B,3,H,W) in [0,1]; logits
+    (B,classes). H and W are multiples of 4 and 8 or more; with `stem_stride` 2 twice that.
+
+    The network is the same for every image size, as in the published code. At 64 pixels it costs four times what it
+    costs at 32; `stem_stride` 2 halves the image in the first convolution and makes the cost equal.
+    """
+
+    def __init__(
+        self,
+        genotype: Architecture,
         classes: int,
         cells: int = 20,
         channels: int = 36,
         mean: tuple[float, ...] = (0.5, 0.5, 0.5),
         std: tuple[float, ...] = (0.25, 0.25, 0.25),
+        *,
+        stem_stride: int = 1,
+        auxiliary: bool = False,
     ):
         super().__init__()
+        _check(genotype, classes, cells, channels, stem_stride)
         self.normalize = Normalize(mean, std)
-        self.stem = stem(3 * channels)
+        self.stem = stem(3 * channels, stem_stride)
         c_before = c_last = 3 * channels
         after_reduction = False
         self.cells = nn.ModuleList()
         for i in range(cells):
             reduction = i in reductions(cells)
             channels *= 2 if reduction else 1
-            cell = genotype.reduce if reduction else genotype.normal
-            self.cells.append(DerivedCell(cell, c_before, c_last, channels, reduction, after_reduction))
+            cell = genotype.cell(i, reduction)
+            self.cells.append(
+                DerivedCell(cell, c_before, c_last, channels, reduction, after_reduction, genotype.affine)
+            )
             c_before, c_last, after_reduction = c_last, len(cell.concat) * channels, reduction
+            if i == 2 * cells // 3:
+                self.auxiliary = AuxiliaryHead(c_last, classes) if auxiliary else None
         self.classifier = nn.Linear(c_last, classes)
 
     def set_drop_path(self, p: float) -> None:
@@ -100,3 +147,20 @@ class DerivedNetwork(nn.Module):
             s0, s1 = s1, cell(s0, s1)
             outputs.append(s1)
         return self.classifier(s1.mean((2, 3))), outputs
+
+    def forward_auxiliary(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The logits and the auxiliary head's logits, both (B,classes): for training a network that has the head."""
+        if self.auxiliary is None:
+            raise RnasError("this network has no auxiliary head: build it with auxiliary=True")
+        logits, outputs = self.forward_cells(x)
+        return logits, self.auxiliary(outputs[2 * len(outputs) // 3])
+
+
+def _check(genotype: Architecture, classes: int, cells: int, channels: int, stem_stride: int) -> None:
+    for what, value, least in (("classes", classes, 2), ("cells", cells, 1), ("channels", channels, 1)):
+        if value < least:
+            raise RnasError(f"{what} is {value}: expected {least} or more")
+    if genotype.depth not in (None, cells):
+        raise RnasError(f"cells is {cells}, but this architecture has {genotype.depth} cells, each its own")
+    if stem_stride not in (1, 2):
+        raise RnasError(f"stem_stride is {stem_stride}: expected 1 (keeps the image's size) or 2 (halves it)")

@@ -1,0 +1,91 @@
+"""Every architecture by its name. The facts about them (year, source, the paper's figures) are in `rnas.paper`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from rnas import paper
+from rnas.errors import RnasError
+from rnas.genotype import Architecture
+from rnas.nets.derived import DerivedNetwork
+
+MEAN = (0.5, 0.5, 0.5)
+STD = (0.25, 0.25, 0.25)
+
+# name -> (builder(classes, mean, std), the smallest image side it takes); every other name has published cells.
+HAND_MADE: dict[str, tuple[Callable[[int, tuple[float, ...], tuple[float, ...]], nn.Module], int]] = {}
+
+
+def names() -> list[str]:
+    """Every architecture of the paper's Table 1, in its order, then the extras."""
+    return list(paper.architectures())
+
+
+def build(
+    name: str,
+    classes: int = 10,
+    *,
+    cells: int = 20,
+    channels: int = 36,
+    image_size: int | tuple[int, int] = 32,
+    mean: tuple[float, ...] = MEAN,
+    std: tuple[float, ...] = STD,
+    stem_stride: int = 1,
+    auxiliary: bool = False,
+) -> nn.Module:
+    """The untrained network `name` (see `names`): images (B,3,H,W) in [0,1] to logits (B,classes).
+
+    `mean` and `std` per channel normalise inside. `image_size` (a side, or height and width) is checked: a network for
+    32 pixels is the same as one for 64. `cells`, `channels`, `stem_stride` and `auxiliary` matter for cell networks
+    only (see `DerivedNetwork`). RnasError, before anything is built, for unknown names and values that cannot be.
+    """
+    published = paper.find(name)
+    if published.name in HAND_MADE:
+        builder, least = HAND_MADE[published.name]
+        _check_image_size(image_size, least, 1, published.name)
+        if classes < 2:
+            raise RnasError(f"classes is {classes}: expected 2 or more")
+        return builder(classes, mean, std)
+    if published.source is None:
+        raise RnasError(
+            f"{published.name} cannot be built: {published.note}, and nothing is made up here. "
+            "A search with its objective (rnas search --method dsrna) is planned to find a cell for it"
+        )
+    return build_genotype(
+        paper.genotype(published.name),
+        classes,
+        cells=cells,
+        channels=channels,
+        image_size=image_size,
+        mean=mean,
+        std=std,
+        stem_stride=stem_stride,
+        auxiliary=auxiliary,
+    )
+
+
+def build_genotype(
+    genotype: Architecture,
+    classes: int = 10,
+    *,
+    cells: int = 20,
+    channels: int = 36,
+    image_size: int | tuple[int, int] = 32,
+    mean: tuple[float, ...] = MEAN,
+    std: tuple[float, ...] = STD,
+    stem_stride: int = 1,
+    auxiliary: bool = False,
+) -> DerivedNetwork:
+    """The untrained network of a genotype; otherwise as `build`."""
+    # Factorised reduction takes the even and the odd pixels, so each halving needs an even side.
+    _check_image_size(image_size, 8 * stem_stride, 4 * stem_stride, "a cell network")
+    return DerivedNetwork(genotype, classes, cells, channels, mean, std, stem_stride=stem_stride, auxiliary=auxiliary)
+
+
+def _check_image_size(image_size: int | tuple[int, int], least: int, multiple: int, what: str) -> None:
+    for side in (image_size,) if isinstance(image_size, int) else image_size:
+        if side < least or side % multiple:
+            rule = f" and a multiple of {multiple}" if multiple > 1 else ""
+            raise RnasError(f"image size {side} does not fit {what}: its reductions need {least} or more{rule}")
