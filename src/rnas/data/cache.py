@@ -1,0 +1,210 @@
+"""Decoded data sets as one memory-mapped file: the second start reads no image."""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rnas.data.dataset import Dataset, Split
+from rnas.errors import RnasError
+from rnas.files import replacing
+
+MAGIC = b"rnas-u8\1"
+"""The last eight bytes of a cache file, a version number at their end."""
+MAX_TRAILER = 64 << 20
+READ = 16 << 20
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is."""
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """A data set about to be decoded: its labels and, in the same order, training images first, its images."""
+
+    classes: tuple[str, ...]
+    train_labels: NDArray[np.int64]
+    test_labels: NDArray[np.int64]
+    chunks: Iterator[NDArray[np.uint8]]
+    """Arrays (n,3,H,W) of as many images as there are labels."""
+    flip: bool = True
+
+    @property
+    def count(self) -> int:
+        """How many images there are."""
+        return len(self.train_labels) + len(self.test_labels)
+
+
+def fingerprint(root: Path, files: Iterable[Path], *settings: object) -> str:
+    """A digest of the names below `root`, sizes and times of change of `files`, and of `settings`."""
+    digest = blake2b(repr(settings).encode(), digest_size=16)
+    try:
+        for path in files:
+            state = path.stat()
+            digest.update(f"{path.relative_to(root)}\0{state.st_size}\0{state.st_mtime_ns}\n".encode(errors="replace"))
+    except OSError as e:
+        raise RnasError(f"cannot read {e.filename}: {e.strerror}") from e
+    return digest.hexdigest()
+
+
+def cache_root() -> Path:
+    """The folder for what can be made again: $RNAS_DATA, else ~/.cache/rnas."""
+    return Path(os.environ.get("RNAS_DATA") or Path.home() / ".cache" / "rnas")
+
+
+def cached(
+    name: str,
+    variant: str,
+    beside: Path,
+    source: str,
+    parse: Callable[[], Decoding],
+    progress: Progress | None = None,
+) -> Dataset:
+    """The data set that `parse` decodes, from its cache if that was made from the same `source` (a fingerprint).
+
+    The cache is `.rnas/NAME-VARIANT.u8` in the folder `beside` or, if that cannot be written, in the cache root; a
+    damaged or outdated one is made again. Where neither can be written the images stay in memory.
+    """
+    places = _places(beside, f"{name}-{variant}.u8")
+    for path in places:
+        if (dataset := read(path, name, source)) is not None:
+            return dataset
+    for path in places:
+        if _writable(path.parent):
+            write(path, parse(), source, progress, f"decoding {name}")
+            if (dataset := read(path, name, source)) is None:
+                raise RnasError(f"{path} changed while it was being written: start again")
+            return dataset
+    return _in_memory(name, parse())
+
+
+def _places(beside: Path, file: str) -> tuple[Path, Path]:
+    where = blake2b(str(beside.resolve()).encode(errors="replace"), digest_size=8).hexdigest()
+    return beside / ".rnas" / file, cache_root() / "decoded" / where / file
+
+
+def _writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK | os.X_OK)
+
+
+def write(path: Path, decoding: Decoding, source: str, progress: Progress | None, label: str) -> None:
+    """Decode into the cache file `path`: images, int64 labels, a JSON trailer, its length (8 bytes), MAGIC.
+
+    The images are written in sequence and not through a map, so that a full disk is an error and not a crash.
+    RnasError if the disk is full.
+    """
+    shape: tuple[int, ...] | None = None
+    done = checksum = 0
+    labels = np.concatenate([decoding.train_labels, decoding.test_labels]).astype("<i8").tobytes()
+    try:
+        with replacing(path) as temporary, open(temporary, "wb") as out:
+            for chunk in decoding.chunks:
+                shape = chunk.shape[1:]
+                content = np.ascontiguousarray(chunk).data
+                checksum = zlib.crc32(content, checksum)
+                out.write(content)
+                done += len(chunk)
+                if progress:
+                    progress(label, done, decoding.count)
+            if shape is None or done != decoding.count:
+                raise RnasError(f"{label}: found {done} images and {decoding.count} labels")
+            trailer = json.dumps(
+                {
+                    "source": source,
+                    "classes": decoding.classes,
+                    "train": len(decoding.train_labels),
+                    "test": len(decoding.test_labels),
+                    "shape": shape,
+                    "flip": decoding.flip,
+                    "crc32": zlib.crc32(labels, checksum),
+                }
+            ).encode()
+            out.write(labels + trailer + len(trailer).to_bytes(8, "little") + MAGIC)
+    except OSError as e:
+        raise RnasError(
+            f"cannot write {path}: {e.strerror}; {label} takes about {_bytes(decoding, shape) >> 20} MiB there"
+        ) from e
+
+
+def _bytes(decoding: Decoding, shape: tuple[int, ...] | None) -> int:
+    return decoding.count * int(np.prod(shape or (3, 32, 32)))
+
+
+def read(path: Path, name: str, source: str | None = None) -> Dataset | None:
+    """The data set in the cache file `path`, mapped into memory and not copied.
+
+    None if there is no such file, if it was made from another source than `source`, or if it is damaged.
+    """
+    try:
+        with open(path, "rb") as f:
+            size = f.seek(0, os.SEEK_END)
+            trailer = _trailer(f, size)
+            if trailer is None or (source is not None and trailer["source"] != source):
+                return None
+            n, m, shape = trailer["train"], trailer["test"], trailer["shape"]
+            f.seek(0)
+            images, labels = (n + m) * int(np.prod(shape)), 8 * (n + m)
+            if _crc32(f, images + labels) != trailer["crc32"]:
+                return None
+            f.seek(images)
+            y = torch.from_numpy(np.frombuffer(f.read(labels), "<i8").astype(np.int64))
+        x = _map(path, images).view(n + m, *shape)
+    except FileNotFoundError:
+        return None
+    except OSError as e:
+        raise RnasError(f"cannot read {path}: {e.strerror}") from e
+    flip = trailer["flip"]
+    return Dataset(name, Split(x[:n], y[:n], flip), Split(x[n:], y[n:], flip), tuple(trailer["classes"]))
+
+
+def _trailer(f: Any, size: int) -> dict[str, Any] | None:
+    if size < 16:
+        return None
+    f.seek(size - 16)
+    length = int.from_bytes(f.read(8), "little")
+    if f.read(8) != MAGIC or not 0 < length <= min(MAX_TRAILER, size - 16):
+        return None
+    f.seek(size - 16 - length)
+    try:
+        trailer = json.loads(f.read(length))
+        samples, shape = trailer["train"] + trailer["test"], tuple(trailer["shape"])
+        whole = samples * (int(np.prod(shape)) + 8) + length + 16 == size
+        return trailer if whole and min(trailer["train"], trailer["test"]) > 0 and len(shape) == 3 else None
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _crc32(f: Any, size: int) -> int:
+    checksum = 0
+    while size > 0 and (block := f.read(min(READ, size))):
+        checksum = zlib.crc32(block, checksum)
+        size -= len(block)
+    return checksum
+
+
+def _map(path: Path, size: int) -> Tensor:
+    # Private mapping: the file may be read-only, and nothing that is written to the tensor reaches it.
+    return torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
+
+
+def _in_memory(name: str, decoding: Decoding) -> Dataset:
+    x = torch.from_numpy(np.concatenate(list(decoding.chunks)))
+    n, flip = len(decoding.train_labels), decoding.flip
+    train = Split(x[:n], torch.from_numpy(decoding.train_labels), flip)
+    test = Split(x[n:], torch.from_numpy(decoding.test_labels), flip)
+    return Dataset(name, train, test, decoding.classes)
