@@ -1,0 +1,37 @@
+"""What a person sees while a command works: rich bars on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+Advance = Callable[[int], None]
+
+
+class Console:
+    """Prints to `stream` (stdout). Plain lines unless it is a terminal; nothing at all if `quiet`."""
+
+    def __init__(self, stream: TextIO | None = None, quiet: bool = False):
+        self.stream = stream or sys.stdout
+        self.quiet = quiet
+
+    def say(self, line: str) -> None:
+        """Print one line."""
+        if not self.quiet:
+            print(line, file=self.stream, flush=True)
+
+    @contextmanager
+    def bar(self, description: str, total: int) -> Iterator[Advance]:
+        """A progress bar of `total` units while the context lasts, on a terminal; yields the function that moves it."""
+        if self.quiet or not self.stream.isatty():
+            yield lambda n: None
+            return
+        from rich.console import Console as RichConsole
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=RichConsole(file=self.stream), transient=True) as progress:
+            task = progress.add_task(description, total=total)
+            yield lambda n: progress.advance(task, n)

@@ -1,0 +1,177 @@
+"""One step of training on adversarial images, and what search and training share around it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rnas.attacks import PGD
+from rnas.attacks.gradient import ascent_direction
+from rnas.attacks.norms import project, steepest
+from rnas.data import Dataset, load
+from rnas.errors import RnasError
+from rnas.frozen import frozen
+from rnas.settings import Perturbation, Source
+
+
+def load_data(source: Source, seed: int) -> Dataset:
+    """The images that the settings name. RnasError if they cannot be read."""
+    return load(
+        source.data,
+        root=source.data_root,
+        image_size=source.image_size,
+        test_fraction=source.test_fraction,
+        limit_per_class=source.limit_per_class,
+        seed=seed,
+    )
+
+
+def training_attack(perturbation: Perturbation, data: Dataset) -> PGD:
+    """The PGD of search and training: ε from the settings, or else the data set's own."""
+    eps = perturbation.eps or data.eps_default
+    return PGD(eps=eps, step=perturbation.step or eps / 4, steps=perturbation.attack_steps)
+
+
+def craft(attack: PGD, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Adversarial images against `net` in eval mode; the network is left as it was."""
+    with frozen(net) as fixed:
+        return attack.perturb(fixed, x, y)
+
+
+def craft_away(attack: PGD, net: nn.Module, x: Tensor) -> Tensor:
+    """TRADES's adversarial images: PGD that drives the prediction away from the clean one, whatever the label."""
+    with frozen(net) as fixed:
+        with torch.no_grad():
+            clean = fixed(x).log_softmax(1)
+        x_adv = (x + 1e-3 * torch.randn_like(x)).clamp_(0, 1)  # KL has no slope at x itself
+        for _ in range(attack.steps):
+            gradient, _ = ascent_direction(fixed, x_adv, clean, _divergence)
+            x_adv = project(x_adv + attack.step * steepest(gradient, attack.norm), x, attack.eps, attack.norm)
+    return x_adv
+
+
+def _divergence(logits: Tensor, clean: Tensor) -> Tensor:
+    """KL(clean ‖ adversarial) of each image (B,), from logits (B,K) and clean log-probabilities (B,K)."""
+    return F.kl_div(logits.log_softmax(1), clean, reduction="none", log_target=True).sum(1)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device called `auto`, `cpu` or `cuda`. RnasError for `cuda` where there is none."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise RnasError("device is cuda, but torch finds no GPU: use --device cpu or auto")
+    return torch.device(name)
+
+
+def reseed(seed: int, *stream: int) -> None:
+    """Seed torch's generators for one part of a run, so that a resumed run draws what an uninterrupted one draws."""
+    mixed = seed
+    for part in stream:
+        mixed = (mixed * 1_000_003 + part + 1) % 2**63
+    torch.manual_seed(mixed)
+
+
+def cosine(start: float, epoch: int, epochs: int) -> float:
+    """The learning rate of `epoch` (from 1) on a cosine from `start` to 0."""
+    return start * 0.5 * (1 + math.cos(math.pi * (epoch - 1) / epochs))
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Use `lr` from now on."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+class Running:
+    """Mean loss and accuracy of an epoch, summed on the device; a host reads them at the end only."""
+
+    def __init__(self, device: torch.device):
+        self.sums = torch.zeros(3, device=device, dtype=torch.float64)  # loss, correct, images
+
+    def add(self, loss: Tensor, logits: Tensor, y: Tensor) -> None:
+        """Count one batch: its mean loss, its logits (B,classes) and labels (B,)."""
+        correct = (logits.detach().argmax(1) == y).sum()
+        self.sums += torch.stack(
+            [loss.detach().double() * len(y), correct.double(), correct.new_tensor(len(y)).double()]
+        )
+
+    @property
+    def loss(self) -> float:
+        return float(self.sums[0] / self.sums[2])
+
+    @property
+    def accuracy(self) -> float:
+        return float(self.sums[1] / self.sums[2])
+
+
+def check_finite(loss: Tensor, what: str, epoch: int, step: int) -> None:
+    """Stop the run if `loss` is NaN or infinite, naming where, and what is left."""
+    if not torch.isfinite(loss):
+        last = f"the checkpoint of epoch {epoch - 1} is good" if epoch > 1 else "there is no checkpoint yet"
+        raise RnasError(
+            f"{what} loss became {float(loss)} in epoch {epoch}, step {step}; {last}. "
+            f"A smaller learning rate usually helps (--lr)"
+        )
+
+
+def weight_step(
+    net: nn.Module,
+    thetas: Sequence[nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    attack: PGD | None,
+    x: Tensor,
+    y: Tensor,
+    clip: float,
+    trades_beta: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One update of the weights `thetas` on adversarial images, or on clean ones without an `attack`.
+
+    `x` (B,3,H,W) in [0,1], `y` (B,). With `trades_beta`: cross-entropy on clean images plus β times
+    KL(clean ‖ adversarial) (Zhang et al. 2019, Eq. 5). Returns the loss and the logits (B,classes) it was taken on.
+    """
+    if trades_beta is None or attack is None:
+        x_adv = x if attack is None else craft(attack, net, x, y)
+        net.train()
+        logits = net(x_adv)
+        loss = F.cross_entropy(logits, y)
+    else:
+        x_adv = craft_away(attack, net, x)
+        net.train()
+        clean, logits = net(x), net(x_adv)
+        loss = F.cross_entropy(clean, y) + trades_beta * _divergence(logits, clean.log_softmax(1)).mean()
+    optimizer.zero_grad(set_to_none=True)
+    torch.autograd.backward(loss, inputs=list(thetas))
+    nn.utils.clip_grad_norm_(thetas, clip)
+    optimizer.step()
+    return loss.detach(), logits.detach()
+
+
+@contextmanager
+def only(parameters: Sequence[nn.Parameter], net: nn.Module) -> Iterator[None]:
+    """Within the context only `parameters` of `net` take part in differentiation: the others cost nothing."""
+    wanted = {id(p) for p in parameters}
+    frozen = [p for p in net.parameters() if p.requires_grad and id(p) not in wanted]
+    for p in frozen:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in frozen:
+            p.requires_grad_(True)
+
+
+@contextmanager
+def buffers_kept(net: nn.Module) -> Iterator[None]:
+    """Within the context a forward pass may be in training mode: BN's running statistics are put back at the end."""
+    kept = [(b, b.clone()) for b in net.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, before in kept:
+            buffer.copy_(before)

@@ -1,0 +1,186 @@
+"""The training loop of a target network: adversarial (AT) or standard (ST)."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from rnas import checkpoint, paper
+from rnas.console import Console
+from rnas.data import Dataset, batches
+from rnas.errors import RnasError
+from rnas.files import read_json
+from rnas.genotype import Architecture, architecture_from_json
+from rnas.nets import zoo
+from rnas.nets.derived import DerivedNetwork
+from rnas.nets.saved import save_model
+from rnas.runs import Run
+from rnas.settings import Train
+from rnas.steps import (
+    Running,
+    check_finite,
+    choose_device,
+    cosine,
+    load_data,
+    reseed,
+    set_lr,
+    training_attack,
+    weight_step,
+)
+
+_WEIGHTS, _LOOP = range(2)  # streams of random numbers
+
+
+def train(settings: Train, console: Console | None = None) -> nn.Module:
+    """Train `settings.arch`; writes the run folder `settings.out` and returns the network, in eval mode.
+
+    RnasError for bad input, before anything is written, and for a loss that is no longer finite.
+    """
+    data = load_data(settings.source, settings.seed)
+    name, genotype = find_architecture(settings.arch)
+    mean, std = data.statistics()
+    options: dict[str, Any] = {
+        "cells": settings.cells,
+        "channels": settings.channels,
+        "image_size": data.image_size,
+        "mean": mean,
+        "std": std,
+    }
+    reseed(settings.seed, _WEIGHTS)
+    if genotype is None:
+        net = zoo.build(name, len(data.classes), **options)
+    else:
+        net = zoo.build_genotype(genotype, len(data.classes), **options)
+    fit(net, data, settings, console)
+    meta = {
+        "arch": name,
+        "genotype": genotype.to_json() if genotype else None,
+        "classes": list(data.classes),
+        **options,
+        "mean": list(mean),
+        "std": list(std),
+        "image_size": list(data.image_size),
+        "dataset": data.name,
+        "parameters": sum(p.numel() for p in net.parameters()),
+    }
+    save_model(settings.out, net, meta)
+    return net
+
+
+def find_architecture(arch: str) -> tuple[str, Architecture | None]:
+    """What ARCH names: a member of the zoo (its name, None), or a genotype's file or search folder
+    ("genotype", the genotype). RnasError if it is none of them."""
+    path = Path(arch)
+    for candidate in (path, path / "genotype.json", path / "search" / "genotype.json"):
+        if candidate.is_file():
+            return "genotype", architecture_from_json(read_json(candidate), str(candidate))
+    if path.is_dir():
+        raise RnasError(f"{arch} holds no genotype.json: expected the folder of a finished search")
+    if path.suffix == ".json":
+        raise RnasError(f"cannot read {arch}: there is no such file")
+    return paper.find(arch).name, None
+
+
+@dataclass
+class State:
+    """All that changes while a training runs; exactly what a checkpoint holds."""
+
+    net: nn.Module
+    optimizer: torch.optim.Optimizer
+    epoch: int = 0
+
+    def save(self, folder: Path) -> None:
+        state = {"net": self.net.state_dict(), "optimizer": self.optimizer.state_dict(), "epoch": self.epoch}
+        checkpoint.save(folder, state)
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        self.net.load_state_dict(saved["net"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.epoch = saved["epoch"]
+
+
+def fit(net: nn.Module, data: Dataset, settings: Train, console: Console | None = None) -> None:
+    """Train any module (images in [0,1] to logits), in place, with log and checkpoints in `settings.out`.
+
+    Ends with the network in eval mode. RnasError for bad input, before anything is written.
+    """
+    console = console or Console(quiet=True)
+    device = choose_device(settings.device)
+    if len(data.train) < settings.batch_size:
+        raise RnasError(
+            f"{settings.source.data} has {len(data.train)} training images: fewer than one batch of "
+            f"{settings.batch_size}; use a smaller --batch-size"
+        )
+    net.to(device)
+    optimizer = torch.optim.SGD(net.parameters(), settings.lr, settings.momentum, weight_decay=settings.weight_decay)
+    state = State(net, optimizer)
+    run = Run.open(settings.out, settings, resume=settings.resume, device=str(device))
+    saved = checkpoint.load(run.folder, device)
+    if saved is not None:
+        state.restore(saved)
+        console.say(f"train: going on after epoch {state.epoch} of {settings.epochs}")
+    run.rewind(state.epoch)
+    while state.epoch < settings.epochs:
+        state.epoch += 1
+        event = _epoch(state, data, settings, device, console)
+        run.log(**event)
+        state.save(run.folder)
+        console.say(_line(event, settings.epochs))
+    net.eval()
+
+
+def _epoch(state: State, data: Dataset, settings: Train, device: torch.device, console: Console) -> dict[str, Any]:
+    started = time.perf_counter()
+    net, epoch = state.net, state.epoch
+    lr = cosine(settings.lr, epoch, settings.epochs)
+    set_lr(state.optimizer, lr)
+    reseed(settings.seed, _LOOP, epoch)
+    drop_path = 0.0
+    if isinstance(net, DerivedNetwork):
+        drop_path = settings.drop_path * (epoch - 1) / settings.epochs
+        net.set_drop_path(drop_path)
+    attack = None if settings.standard else training_attack(settings.perturbation, data)
+    beta = settings.trades_beta if settings.loss == "trades" and attack else None
+    parameters = list(net.parameters())
+    running = Running(device)
+    steps = len(data.train) // settings.batch_size
+    drawn = batches(
+        data.train,
+        settings.batch_size,
+        seed=settings.seed,
+        epoch=epoch,
+        augment=settings.augment,
+        device=device,
+        drop_last=True,
+    )
+    with console.bar(f"train, epoch {epoch} of {settings.epochs}", steps) as advance:
+        for step, (x, y) in enumerate(drawn, 1):
+            loss, logits = weight_step(net, parameters, state.optimizer, attack, x, y, settings.clip, beta)
+            check_finite(loss, "training", epoch, step)
+            running.add(loss, logits, y)
+            advance(1)
+    seconds = time.perf_counter() - started
+    accuracies = {"clean_accuracy": None, "adversarial_accuracy": None}
+    return {
+        "event": "epoch",
+        "epoch": epoch,
+        "loss": running.loss,
+        "train": {**accuracies, "adversarial_accuracy" if attack else "clean_accuracy": running.accuracy},
+        "lr": lr,
+        "drop_path": drop_path,
+        "seconds": seconds,
+        "images_per_second": steps * settings.batch_size / seconds,
+    }
+
+
+def _line(event: dict[str, Any], epochs: int) -> str:
+    kind, accuracy = next((k, v) for k, v in event["train"].items() if v is not None)
+    return (
+        f"train {event['epoch']}/{epochs}: loss {event['loss']:.3f}, {kind.split('_')[0]} accuracy {accuracy:.1%} "
+        f"on training images, {event['images_per_second']:.0f} images/s"
+    )
