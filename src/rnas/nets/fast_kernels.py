@@ -1,0 +1,139 @@
+"""The few kernels that the fast supernet is made of, forward and backward, without autograd.
+
+A CPU keeps activations in channels_last: a 1x1 convolution is then one matrix product over all pixels, and oneDNN has
+fast forward kernels for every depthwise convolution. Its backward kernels are fast only for some shapes (weights: at
+most 3 columns, no dilation; input: no dilation), so the other shapes are brought to these. A GPU keeps torch's own
+layout and torch's own backward kernels.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def arrange(x: Tensor) -> Tensor:
+    """`x` (B,C,H,W) in the memory layout that its device likes."""
+    return x.contiguous(memory_format=torch.channels_last if x.device.type == "cpu" else torch.contiguous_format)
+
+
+def pointwise(x: Tensor, weight: Tensor) -> Tensor:
+    """The 1x1 convolution of `x` (B,C,H,W) with `weight` (D,C): (B,D,H,W)."""
+    if x.device.type != "cpu":
+        return F.conv2d(x, weight[:, :, None, None])
+    b, _, h, w = x.shape
+    return (rows(x) @ weight.t()).view(b, h, w, -1).permute(0, 3, 1, 2)
+
+
+def pointwise_add(y: Tensor, x: Tensor, weight: Tensor) -> None:
+    """Add `pointwise(x, weight)` to `y`, in place."""
+    if y.device.type != "cpu":
+        y += pointwise(x, weight)
+    else:
+        rows(y).addmm_(rows(x), weight.t())
+
+
+def pointwise_weight_grad(x: Tensor, grad: Tensor) -> Tensor:
+    """The gradient of `pointwise` for its weight (D,C), from its input and the gradient of its output."""
+    if x.device.type != "cpu":
+        return torch.einsum("bdhw,bchw->dc", grad, x)
+    return rows(grad).t() @ rows(x)
+
+
+def rows(x: Tensor) -> Tensor:
+    """`x` (B,C,H,W) as a matrix with a row for each pixel; a view if `x` is channels_last."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def depthwise(x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
+    """The depthwise convolution of `x` (B,C,H,W) with `weight` (C,1,k,k), k odd, padded to keep the size."""
+    padding = dilation * (weight.shape[2] // 2)
+    return F.conv2d(x, weight, None, stride, padding, dilation, x.shape[1])
+
+
+def depthwise_input_grad(x: Tensor, weight: Tensor, grad: Tensor, stride: int, dilation: int) -> Tensor:
+    """The gradient of `depthwise` for `x`. With stride 1 it is a forward convolution with the flipped kernel."""
+    if x.device.type == "cpu" and stride == 1:
+        return depthwise(grad, weight.flip(2, 3), 1, dilation)
+    padding = dilation * (weight.shape[2] // 2)
+    return _backward(x, weight, grad, stride, (padding, padding), dilation, of_input=True)
+
+
+def depthwise_weight_grad(x: Tensor, weight: Tensor, grad: Tensor, stride: int, dilation: int) -> Tensor:
+    """The gradient of `depthwise` for `weight`."""
+    k = weight.shape[2]
+    if x.device.type != "cpu":
+        padding = dilation * (k // 2)
+        return _backward(x, weight, grad, stride, (padding, padding), dilation, of_input=False)
+    if dilation == 2 and stride == 1:  # the four images of every other pixel do not meet: a plain convolution of each
+        x, grad = _phases(x), _phases(grad)
+    elif dilation != 1:
+        return _backward(x, weight, grad, stride, (dilation * (k // 2),) * 2, dilation, of_input=False)
+    if k == 3:
+        return _backward(x, weight, grad, stride, (1, 1), 1, of_input=False)
+    total = torch.empty_like(weight)
+    for first in range(0, k - 2, 2):  # three columns at a time, of the image padded so that they touch its edge
+        columns = weight[..., first : first + 3]
+        padded = arrange(F.pad(x, (k // 2 - first, first + 2 - k // 2)))
+        total[..., first : first + 3] = _backward(padded, columns, grad, stride, (k // 2, 0), 1, of_input=False)
+    return total
+
+
+def _phases(x: Tensor) -> Tensor:
+    """(B,C,H,W) to (4B,C,⌈H/2⌉,⌈W/2⌉): the pixels of even and odd rows and columns as images of their own."""
+    b, c, h, w = x.shape
+    if h % 2 or w % 2:
+        x = F.pad(x, (0, w % 2, 0, h % 2))
+        h, w = h + h % 2, w + w % 2
+    x = x.permute(0, 2, 3, 1).reshape(b, h // 2, 2, w // 2, 2, c)
+    return x.permute(2, 4, 0, 1, 3, 5).reshape(4 * b, h // 2, w // 2, c).permute(0, 3, 1, 2)
+
+
+def _backward(
+    x: Tensor, weight: Tensor, grad: Tensor, stride: int, padding: tuple[int, int], dilation: int, of_input: bool
+) -> Tensor:
+    gradients = torch.ops.aten.convolution_backward(
+        grad,
+        x,
+        weight,
+        None,
+        [stride, stride],
+        list(padding),
+        [dilation, dilation],
+        False,
+        [0, 0],
+        x.shape[1],
+        [of_input, not of_input, False],
+    )
+    result: Tensor = gradients[0 if of_input else 1]
+    return result
+
+
+def channel_sum(x: Tensor) -> Tensor:
+    """The sum of `x` (B,C,H,W) over images and pixels: (C,)."""
+    return x.sum((0, 2, 3))
+
+
+def per_channel(v: Tensor) -> Tensor:
+    """`v` (C,) in a shape that multiplies (B,C,H,W) channel by channel."""
+    return v.view(1, -1, 1, 1)
+
+
+def center_(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Subtract the mean of every channel of `x` (B,C,H,W) in place; mean and (biased) variance, each (C,)."""
+    n = x.numel() // x.shape[1]
+    if n == 1:
+        raise ValueError("batch normalisation in train mode needs more than one value per channel")
+    mean = channel_sum(x) / n
+    x -= per_channel(mean)
+    return mean, channel_sum(x * x) / n
+
+
+def avg_pool(x: Tensor, stride: int) -> Tensor:
+    """3x3 average pooling that counts no padding: (B,C,H,W) to (B,C,⌈H/stride⌉,⌈W/stride⌉)."""
+    if x.device.type != "cpu":
+        return F.avg_pool2d(x, 3, stride, 1, count_include_pad=False)
+    total = depthwise(x, x.new_ones(x.shape[1], 1, 3, 3), stride, 1)
+    count = F.conv2d(x.new_ones(1, 1, *x.shape[2:]), x.new_ones(1, 1, 3, 3), None, stride, 1)
+    return total / count
