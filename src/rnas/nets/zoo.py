@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import torch
 from torch import nn
 
 from rnas import paper
 from rnas.errors import RnasError
 from rnas.genotype import Architecture
+from rnas.nets import handmade
+from rnas.nets.count import macs, parameters
 from rnas.nets.derived import DerivedNetwork
+from rnas.nets.handmade import Statistics
 
 MEAN = (0.5, 0.5, 0.5)
 STD = (0.25, 0.25, 0.25)
 
-# name -> (builder(classes, mean, std), the smallest image side it takes); every other name has published cells.
-HAND_MADE: dict[str, tuple[Callable[[int, tuple[float, ...], tuple[float, ...]], nn.Module], int]] = {}
+# name -> (builder, the smallest image side it takes). Every other name has published cells.
+HAND_MADE: dict[str, tuple[Callable[[int, Statistics, Statistics], nn.Module], int]] = {
+    "VGG16": (handmade.vgg16, 16),
+    "ResNet18": (handmade.resnet18, 8),
+    "DenseNet121": (handmade.densenet121, 8),
+    "MobileNetV2": (handmade.mobilenetv2, 8),
+    "ShuffleNetV2": (handmade.shufflenetv2, 8),
+    "SqueezeNet": (handmade.squeezenet, 8),
+}
 
 
 def names() -> list[str]:
@@ -30,8 +42,8 @@ def build(
     cells: int = 20,
     channels: int = 36,
     image_size: int | tuple[int, int] = 32,
-    mean: tuple[float, ...] = MEAN,
-    std: tuple[float, ...] = STD,
+    mean: Statistics = MEAN,
+    std: Statistics = STD,
     stem_stride: int = 1,
     auxiliary: bool = False,
 ) -> nn.Module:
@@ -73,8 +85,8 @@ def build_genotype(
     cells: int = 20,
     channels: int = 36,
     image_size: int | tuple[int, int] = 32,
-    mean: tuple[float, ...] = MEAN,
-    std: tuple[float, ...] = STD,
+    mean: Statistics = MEAN,
+    std: Statistics = STD,
     stem_stride: int = 1,
     auxiliary: bool = False,
 ) -> DerivedNetwork:
@@ -89,3 +101,28 @@ def _check_image_size(image_size: int | tuple[int, int], least: int, multiple: i
         if side < least or side % multiple:
             rule = f" and a multiple of {multiple}" if multiple > 1 else ""
             raise RnasError(f"image size {side} does not fit {what}: its reductions need {least} or more{rule}")
+
+
+def zoo_table(image_size: int = 32, classes: int = 10) -> list[dict[str, Any]]:
+    """One row for each architecture: name, year, kind, parameters, macs (for one image), paper_params_M, source, note.
+
+    Counts are measured by running the network (20 cells, C = 36, no auxiliary head); None for what cannot be built.
+    """
+    return [_row(published, image_size, classes) for published in paper.architectures().values()]
+
+
+def _row(published: paper.Published, image_size: int, classes: int) -> dict[str, Any]:
+    counts: dict[str, int | None] = {"parameters": None, "macs": None}
+    if published.source is not None:
+        with torch.random.fork_rng(devices=[]):  # counting is no reason to draw from the caller's random numbers
+            network = build(published.name, classes, image_size=image_size)
+            counts = {"parameters": parameters(network), "macs": macs(network, image_size)}
+    return {
+        "name": published.name,
+        "year": published.year,
+        "kind": published.kind,
+        **counts,
+        "paper_params_M": published.paper_params,
+        "source": published.source,
+        "note": published.note,
+    }

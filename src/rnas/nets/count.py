@@ -1,0 +1,40 @@
+"""Parameters and multiply-accumulates of a network, measured by running it."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+def parameters(model: nn.Module) -> int:
+    """The number of the network's weights; buffers such as BN's running statistics are none."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def macs(model: nn.Module, image_size: int | tuple[int, int] = 32) -> int:
+    """Multiply-accumulates of the convolutions and linear layers that one image (3,H,W) runs through.
+
+    One is a multiplication and an addition; biases, BN, activations, pooling and sums are not counted. The network is
+    run once in eval mode, on the device it lies on, and left in the mode it was in.
+    """
+    total = 0
+
+    def add(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal total
+        weight: Tensor = layer.get_parameter("weight")
+        total += output.numel() * math.prod(weight.shape[1:])  # each output is a sum over its channel's weights
+
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    modes = {module: module.training for module in model.modules()}
+    hooks = [m.register_forward_hook(add) for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, 3, *size, device=next(model.parameters()).device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, mode in modes.items():
+            module.training = mode
+    return total
