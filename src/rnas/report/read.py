@@ -1,0 +1,307 @@
+"""Run folders as values. Whatever is there is read and checked before anything is drawn or written."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rnas.errors import RnasError
+from rnas.files import read_json
+from rnas.genotype import CellCodes, Genotype, architecture_from_json
+from rnas.runs import ENVIRONMENT, LOG, SETTINGS, read_log
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A folder of one search or of one network; `name` is unique on the page."""
+
+    name: str
+    folder: Path
+    settings: Record
+    environment: Record
+    epochs: list[Record]
+    notes: list[Record]
+    """Other events of the log: warnings, resumptions."""
+
+    def column(self, *keys: str) -> list[float | None]:
+        """One number of every epoch, such as `column("val", "clean_accuracy")`; None where there is none."""
+        return [number(e, *keys, where=f"{self.folder / LOG}, epoch {e.get('epoch')}") for e in self.epochs]
+
+    def numbers(self) -> list[int]:
+        """The number of every epoch that was logged."""
+        return [int(e["epoch"]) for e in self.epochs]
+
+
+@dataclass(frozen=True)
+class SearchPart(Part):
+    """A search: the architecture that it found or has reached, and α after every epoch."""
+
+    genotype: Genotype | None = None
+    finished: bool = False
+    alphas: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    """normal, reduce: (epochs + 1, edges, operations), the first at the start."""
+    operations: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Images before and after an attack: uint8 (K,H,W,3) and float (K,H,W,3) in [0,1]; class numbers (K,)."""
+
+    attack: str
+    clean: NDArray[np.uint8]
+    adversarial: NDArray[np.float64]
+    label: NDArray[np.int64]
+    clean_prediction: NDArray[np.int64]
+    adversarial_prediction: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class NetworkPart(Part):
+    """A network: how it was trained, and how it stood up to attack."""
+
+    model: Record = field(default_factory=dict)
+    genotype: Genotype | CellCodes | None = None
+    evaluation: Record | None = None
+    masks: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
+    labels: NDArray[np.int64] | None = None
+    examples: Examples | None = None
+    distortion: Record | None = None
+
+    @property
+    def classes(self) -> list[str]:
+        """The names of the classes; empty if model.json is missing."""
+        return [str(name) for name in self.model.get("classes") or []]
+
+    @property
+    def arch(self) -> str:
+        """The name of the architecture, `genotype` for a cell of one's own."""
+        return str(self.model.get("arch") or self.settings.get("arch") or self.folder.name)
+
+
+def number(record: Record, *keys: str, where: str) -> float | None:
+    """The number under `keys`; None if it is missing, null or not finite. RnasError if it is something else."""
+    value: Any = record
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise RnasError(f"{where}: {'.'.join(keys)} is {value!r}: expected a number")
+    return float(value) if math.isfinite(value) else None
+
+
+def read_parts(folders: Sequence[Path]) -> list[Part]:
+    """Every search and network in `folders`, in order: each folder itself, or what lies side by side in it.
+
+    RnasError if a folder is missing, holds no run, or is damaged."""
+    found: list[tuple[str, Path, type[SearchPart] | type[NetworkPart]]] = []
+    several = len(folders) > 1
+    for folder in folders:
+        if not folder.is_dir():
+            raise RnasError(f"{folder} is no folder: report reads the folders that rnas run, search or train made")
+        here = _kind(folder)
+        if here:
+            found.append((_name(folder), folder, here))
+            continue
+        inside = [(child, kind) for child in sorted(folder.iterdir()) if child.is_dir() and (kind := _kind(child))]
+        if not inside:
+            raise RnasError(
+                f"{folder} holds no run: expected settings.json, log.jsonl or evaluation.json in it, "
+                "or folders such as search/ and train/"
+            )
+        prefix = f"{_name(folder)}/" if several else ""
+        found += [(prefix + child.name, child, kind) for child, kind in inside]
+    parts: list[Part] = []
+    for name, folder, kind in found:
+        taken = sum(part.name == name or part.name.startswith(f"{name} (") for part in parts)
+        read = _search if kind is SearchPart else _network
+        parts.append(read(f"{name} ({taken + 1})" if taken else name, folder))
+    return parts
+
+
+def _name(folder: Path) -> str:
+    return folder.resolve().name or str(folder)
+
+
+def _kind(folder: Path) -> type[SearchPart] | type[NetworkPart] | None:
+    command = None
+    if (folder / SETTINGS).is_file():
+        command = _object(folder / SETTINGS).get("command")
+    if command == "search" or (folder / "alphas.npz").is_file():
+        return SearchPart
+    if command == "train" or any((folder / name).is_file() for name in ("model.json", "evaluation.json")):
+        return NetworkPart
+    return None
+
+
+def _object(path: Path) -> Record:
+    """The JSON object in `path`, or an empty one if there is no such file."""
+    if not path.exists():
+        return {}
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise RnasError(f"{path} is damaged: expected a JSON object")
+    return value
+
+
+def _common(name: str, folder: Path) -> Record:
+    events = read_log(folder)
+    epochs = [e for e in events if e.get("event") == "epoch"]
+    for e in epochs:
+        if type(e.get("epoch")) is not int:
+            raise RnasError(f"{folder / LOG} is damaged: an epoch without a number")
+    return {
+        "name": name,
+        "folder": folder,
+        "settings": _object(folder / SETTINGS),
+        "environment": _object(folder / ENVIRONMENT),
+        "epochs": epochs,
+        "notes": [e for e in events if e.get("event") != "epoch"],
+    }
+
+
+def _search(name: str, folder: Path) -> SearchPart:
+    common = _common(name, folder)
+    path = folder / "genotype.json"
+    finished = path.exists()
+    genotype = None
+    if finished:
+        genotype = Genotype.load(path)
+    elif common["epochs"] and common["epochs"][-1].get("genotype") is not None:
+        genotype = Genotype.from_json(common["epochs"][-1]["genotype"], str(folder / LOG))
+    arrays = _arrays(folder / "alphas.npz")
+    operations: tuple[str, ...] = ()
+    alphas: dict[str, NDArray[np.float64]] = {}
+    if arrays:
+        if not {"normal", "reduce", "operations"} <= set(arrays):
+            raise RnasError(f"{folder / 'alphas.npz'} is damaged: expected arrays normal, reduce and operations")
+        operations = tuple(map(str, arrays["operations"]))
+        for kind in ("normal", "reduce"):
+            a = arrays[kind]
+            if a.ndim != 3 or a.dtype.kind != "f" or a.shape[2] != len(operations) or _nodes(a.shape[1]) is None:
+                raise RnasError(
+                    f"{folder / 'alphas.npz'} is damaged: {kind} has shape {a.shape}, expected epochs + 1, edges of a "
+                    f"whole cell, {len(operations)} operations"
+                )
+            alphas[kind] = a.astype(np.float64)
+    return SearchPart(**common, genotype=genotype, finished=finished, alphas=alphas, operations=operations)
+
+
+def _nodes(edges: int) -> int | None:
+    """The intermediate nodes of a cell with so many edges: 2 + 3 + … ; None if no number of nodes fits."""
+    nodes = round((math.sqrt(9 + 8 * edges) - 3) / 2)
+    return nodes if nodes > 0 and nodes * (nodes + 3) // 2 == edges else None
+
+
+def _network(name: str, folder: Path) -> NetworkPart:
+    common = _common(name, folder)
+    model = _object(folder / "model.json")
+    genotype = model.get("genotype")
+    evaluation = _object(folder / "evaluation.json") or None
+    if evaluation is not None:
+        check_evaluation(evaluation, folder / "evaluation.json")
+    masks = _arrays(folder / "masks.npz")
+    labels = masks.pop("labels", None)
+    for key, mask in masks.items():
+        if mask.dtype != np.bool_ or mask.ndim != 1 or len(mask) != len(next(iter(masks.values()))):
+            raise RnasError(f"{folder / 'masks.npz'} is damaged: {key} is no row of booleans as long as the others")
+    if labels is not None and (
+        labels.dtype.kind not in "iu" or labels.ndim != 1 or any(len(labels) != len(m) for m in masks.values())
+    ):
+        raise RnasError(f"{folder / 'masks.npz'} is damaged: labels are not one class number for each image")
+    return NetworkPart(
+        **common,
+        model=model,
+        genotype=None if genotype is None else architecture_from_json(genotype, str(folder / "model.json")),
+        evaluation=evaluation,
+        masks=masks,
+        labels=labels,
+        examples=_examples(folder / "examples.npz"),
+        distortion=_distortion(folder / "distortion.json"),
+    )
+
+
+def check_evaluation(evaluation: Record, path: Path) -> None:
+    """RnasError unless `evaluation` has what the page and comparisons show of it, in the right form."""
+    attacks = evaluation.get("attacks")
+    if not isinstance(attacks, dict) or not all(isinstance(v, dict) for v in attacks.values()):
+        raise RnasError(f"{path} is damaged: expected an object 'attacks' with one object for each attack")
+    if not isinstance(evaluation.get("clean"), dict):
+        raise RnasError(f"{path} is damaged: expected an object 'clean'")
+    for name, entry in (("clean", evaluation["clean"]), *attacks.items(), ("union", evaluation.get("union") or {})):
+        where = f"{path}, {name}"
+        interval = entry.get("interval") if isinstance(entry, dict) else None
+        number(entry, "accuracy", where=where)
+        number(entry, "seconds", where=where)
+        if interval is not None and (
+            not isinstance(interval, list)
+            or len(interval) != 2
+            or not all(type(v) in (int, float) and math.isfinite(v) for v in interval)
+        ):
+            raise RnasError(f"{where}: interval is {interval!r}: expected two numbers")
+    for key in ("n", "eps"):
+        number(evaluation, key, where=str(path))
+    if not isinstance(evaluation.get("warnings", []), list):
+        raise RnasError(f"{path} is damaged: expected a list of warnings")
+
+
+def _arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """The arrays of an .npz file, or none if there is no such file. Nothing is unpickled."""
+    if not path.exists():
+        return {}
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, AttributeError) as e:
+        raise RnasError(f"{path} is damaged: {e}") from e
+
+
+def _examples(path: Path) -> Examples | None:
+    arrays = _arrays(path)
+    if not arrays:
+        return None
+    names = ("clean", "adversarial", "label", "clean_prediction", "adversarial_prediction")
+    missing = [name for name in names if name not in arrays]
+    if missing:
+        raise RnasError(f"{path} is damaged: {', '.join(missing)} missing")
+    clean, adversarial = arrays["clean"], arrays["adversarial"]
+    if clean.dtype != np.uint8 or clean.ndim != 4 or clean.shape[3] != 3 or adversarial.shape != clean.shape:
+        raise RnasError(f"{path} is damaged: expected clean (uint8) and adversarial images of one shape (K,H,W,3)")
+    for name in names[2:]:
+        if arrays[name].shape != clean.shape[:1] or arrays[name].dtype.kind not in "iu":
+            raise RnasError(f"{path} is damaged: {name} is not one class number for each image")
+    if adversarial.dtype == np.uint8:
+        adversarial = adversarial / 255.0
+    return Examples(
+        attack=str(arrays["attack"]) if "attack" in arrays else "the attack",
+        clean=clean,
+        adversarial=np.clip(np.nan_to_num(adversarial.astype(np.float64)), 0, 1),
+        label=arrays["label"].astype(np.int64),
+        clean_prediction=arrays["clean_prediction"].astype(np.int64),
+        adversarial_prediction=arrays["adversarial_prediction"].astype(np.int64),
+    )
+
+
+def _distortion(path: Path) -> Record | None:
+    value = _object(path)
+    if not value:
+        return None
+    layers, vulnerability = value.get("layers"), value.get("vulnerability")
+    if (
+        not isinstance(layers, list)
+        or not isinstance(vulnerability, list)
+        or not layers
+        or len(layers) != len(vulnerability)
+        or not all(type(v) in (int, float) and math.isfinite(v) for v in vulnerability)
+    ):
+        raise RnasError(f"{path} is damaged: expected as many numbers in 'vulnerability' as names in 'layers'")
+    return value
