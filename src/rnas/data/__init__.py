@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from rnas.data.cache import Progress
+from rnas.data.cache import Progress, cache_root
 from rnas.data.dataset import Dataset, Split, batches, halves, limited
 from rnas.errors import RnasError, unknown
 
-__all__ = ["NAMES", "Dataset", "Progress", "Split", "batches", "halves", "load"]
+__all__ = ["NAMES", "Dataset", "Progress", "Split", "batches", "halves", "load", "prepare"]
 
-NAMES = ("digits",)
+NAMES = ("digits", "cifar10", "cifar100", "svhn", "svhn-extra", "tiny-imagenet")
 """The data sets that are known by name; every other one is a path."""
 
 
@@ -26,9 +28,10 @@ def load(
 ) -> Dataset:
     """The data set `spec`: one of `NAMES`, the path of an `.npz` file, or of a folder of class folders.
 
-    `root` is where named sets lie or are downloaded to; `image_size` scales images to that many pixels a side (own
-    images: what the scaled image has beyond a square is cut off); `test_fraction` of a folder without test images
-    is set apart; `limit_per_class` keeps as many images of each class and split, drawn with `seed`.
+    `root` is where named sets lie or are downloaded to, by default $RNAS_DATA or ~/.cache/rnas; `image_size` scales
+    images to that many pixels a side (own images: what the scaled image has beyond a square is cut off);
+    `test_fraction` of a folder without test images is set apart; `limit_per_class` keeps as many images of each
+    class and split, drawn with `seed`.
     RnasError if the data are missing, unreadable or not what they should be.
     """
     if image_size is not None and not 4 <= image_size <= 1024:
@@ -39,7 +42,7 @@ def load(
     if limit_per_class is None:
         return dataset
     train, test = (limited(split, limit_per_class, seed) for split in (dataset.train, dataset.test))
-    return Dataset(dataset.name, train, test, dataset.classes)
+    return replace(dataset, train=train, test=test)
 
 
 def _find(
@@ -49,7 +52,7 @@ def _find(
     test_fraction: float | None,
     progress: Progress | None,
 ) -> Dataset:
-    from rnas.data import arrays, folders  # Pillow is not needed to ask for help
+    from rnas.data import arrays, folders, official
 
     path = Path(spec).expanduser()
     own_folder = spec not in NAMES and path.is_dir()
@@ -57,6 +60,8 @@ def _find(
         raise RnasError(f"{spec} has a test split of its own: a test fraction is for folders without one")
     if spec == "digits":
         return arrays.digits(image_size)
+    if spec in official.SETS:
+        return official.named(official.SETS[str(spec)], root or cache_root(), image_size, progress=progress)[0]
     if own_folder:
         return folders.folder(path, image_size, test_fraction, progress)
     if path.suffix == ".npz" or path.is_file():
@@ -64,3 +69,40 @@ def _find(
     if path.parent != Path() or isinstance(spec, Path):
         raise RnasError(f"there is no {path}: expected an .npz file, a folder of class folders, or {', '.join(NAMES)}")
     raise unknown("data set", str(spec), (*NAMES, "the path of an .npz file", "a folder of class folders"))
+
+
+def prepare(
+    name: str,
+    root: Path | str | None = None,
+    mirror: str | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Download the data set `name` if it is not below `root` yet, verify, unpack and decode it; what is there now.
+
+    The result can be written as JSON: `name`, `folder` (None for the digits), `train`, `test` (numbers of images),
+    `classes` (their names), `image_size` [H, W], `downloaded` (whether there was anything to do) and `complete`
+    (whether the numbers are those of the official set). `mirror`, or $RNAS_MIRROR, is the address of a folder that
+    holds the official files. RnasError if any of it fails; what was downloaded stays, and the next call continues.
+    """
+    from rnas.data import official
+
+    if name not in NAMES:
+        raise unknown("data set", name, NAMES)
+    folder, new = None, False
+    if name == "digits":
+        dataset, complete = load(name), True
+    else:
+        published = official.SETS[name]
+        place = Path(root) if root else cache_root()
+        dataset, folder, new = official.named(published, place, None, mirror, progress, refuse_pickles=False)
+        complete = (len(dataset.train), len(dataset.test)) == published.counts
+    return {
+        "name": name,
+        "folder": None if folder is None else str(folder),
+        "train": len(dataset.train),
+        "test": len(dataset.test),
+        "classes": list(dataset.classes),
+        "image_size": list(dataset.image_size),
+        "downloaded": new,
+        "complete": complete,
+    }

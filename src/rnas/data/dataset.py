@@ -45,6 +45,8 @@ class Dataset:
     train: Split
     test: Split
     classes: tuple[str, ...]
+    eps_default: float = 8 / 255
+    """The l_inf budget of an attack, in [0,1] units, unless one is chosen (§5.1)."""
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -56,11 +58,6 @@ class Dataset:
     def flip(self) -> bool:
         """Whether a mirrored image keeps its class: not so for digits."""
         return self.train.flip
-
-    @property
-    def eps_default(self) -> float:
-        """The l_inf budget of an attack in [0,1] units: 16/255 for the digits, which are too easy at 8/255."""
-        return 16 / 255 if self.name == "digits" else 8 / 255
 
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation of each channel over the training images, in [0,1] units.

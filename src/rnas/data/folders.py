@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ from rnas.errors import RnasError
 
 LAYOUT = "expected train/CLASS/* and test/CLASS/*, or CLASS/* and a --test-fraction such as 0.2"
 
-Labelled = list[tuple[Path, int]]
+Labelled = list[tuple[str, int]]
+"""Files, named from the root, with their labels."""
 
 
 def folder(
@@ -31,11 +33,11 @@ def folder(
     if test_fraction is not None and not 0 < test_fraction < 1:
         raise RnasError(f"the test fraction is {test_fraction}: expected more than 0 and less than 1")
     classes, train, test = _splits(root, test_fraction)
-    files = [path for path, _ in train + test]
+    files = [name for name, _ in train + test]
     train_labels, test_labels = (np.array([k for _, k in part], np.int64) for part in (train, test))
 
     def parse() -> Decoding:
-        return Decoding(classes, train_labels, test_labels, decode_all(files, image_size, root))
+        return Decoding(classes, train_labels, test_labels, decode_all(root, files, image_size))
 
     source = fingerprint(root, files, classes, image_size, test_labels.tolist())
     variant = f"{image_size or 'native'}" + (f"-{test_fraction}" if test_fraction else "")
@@ -48,9 +50,9 @@ def _splits(root: Path, test_fraction: float | None) -> tuple[tuple[str, ...], L
         tests = [name for name in ("test", "val") if name in top]
         if tests and test_fraction is not None:
             raise RnasError(f"{root} has a folder {tests[0]} already: leave out the test fraction")
-        classes, train = _classes(root / "train")
+        classes, train = _classes(root, "train")
         if tests:
-            test_classes, test = _classes(root / tests[0])
+            test_classes, test = _classes(root, tests[0])
             _same_classes(root, tests[0], classes, test_classes)
             return classes, train, test
         if test_fraction is None:
@@ -60,7 +62,7 @@ def _splits(root: Path, test_fraction: float | None) -> tuple[tuple[str, ...], L
             raise RnasError(f"{root} holds no folders: {LAYOUT}")
         if test_fraction is None:
             raise RnasError(f"{root} has no folder train with class folders: {LAYOUT}")
-        classes, train = _classes(root)
+        classes, train = _classes(root, "")
     return classes, *_set_apart(train, test_fraction, root)
 
 
@@ -71,16 +73,18 @@ def _folders(root: Path) -> list[str]:
         raise RnasError(f"cannot read {root}: {e.strerror}") from e
 
 
-def _classes(root: Path) -> tuple[tuple[str, ...], Labelled]:
-    classes = tuple(_folders(root))
+def _classes(root: Path, part: str) -> tuple[tuple[str, ...], Labelled]:
+    classes = tuple(_folders(root / part))
     if len(classes) < 2:
-        raise RnasError(f"{root} holds {len(classes)} class folder{'s' * (len(classes) != 1)}: expected two or more")
+        raise RnasError(
+            f"{root / part} holds {len(classes)} class folder{'s' * (len(classes) != 1)}: expected two or more"
+        )
     labelled = []
     for label, name in enumerate(classes):
-        files = image_files(root / name)
+        files = image_files(root, os.path.join(part, name))
         if not files:
-            raise RnasError(f"the class folder {root / name} is empty: give it images or remove it")
-        labelled += [(path, label) for path in files]
+            raise RnasError(f"the class folder {root / part / name} is empty: give it images or remove it")
+        labelled += [(file, label) for file in files]
     return classes, labelled
 
 
