@@ -11,9 +11,9 @@ from pathlib import Path as _Path
 
 _sys.path.insert(0, str(_Path(__file__).parent / "src"))  # a clone need not be installed
 
-from rnas import paper as _paper  # noqa: E402
-from rnas.nets import saved as _saved  # noqa: E402
-from rnas.nets import zoo as _zoo  # noqa: E402
+from rnas import paper as _paper
+from rnas.nets import saved as _saved
+from rnas.nets import zoo as _zoo
 
 dependencies = ["torch", "numpy", "safetensors"]
 
