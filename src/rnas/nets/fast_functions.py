@@ -108,7 +108,7 @@ class _Normalize(torch.autograd.Function):
 
 def normalize(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """BN with batch statistics: (B,C,H,W), and the statistics, mean and biased variance (C,)."""
-    return _Normalize.apply(x, eps)  # type: ignore[no-untyped-call]
+    return _Normalize.apply(x, eps)  # type: ignore[no-any-return,no-untyped-call]
 
 
 class _PointwiseNormalize(torch.autograd.Function):
@@ -135,7 +135,7 @@ class _PointwiseNormalize(torch.autograd.Function):
 
 def pointwise_normalize(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """1x1 convolution with `weight` (D,C), then BN with batch statistics, which are returned too."""
-    return _PointwiseNormalize.apply(x, weight, eps)  # type: ignore[no-untyped-call]
+    return _PointwiseNormalize.apply(x, weight, eps)  # type: ignore[no-any-return,no-untyped-call]
 
 
 class _MiddleNormalized(torch.autograd.Function):
@@ -170,7 +170,7 @@ class _MiddleNormalized(torch.autograd.Function):
 def middle_normalized(x: Tensor, weight: Tensor, kernel: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """The middle of a separable convolution applied twice: 1x1 with `weight` (D,C), BN with batch statistics, ReLU,
     depthwise with `kernel` (D,1,k,k); and the statistics."""
-    return _MiddleNormalized.apply(x, weight, kernel, eps)  # type: ignore[no-untyped-call]
+    return _MiddleNormalized.apply(x, weight, kernel, eps)  # type: ignore[no-any-return,no-untyped-call]
 
 
 class _Middle(torch.autograd.Function):
@@ -197,7 +197,7 @@ class _Middle(torch.autograd.Function):
 
 def middle(x: Tensor, weight: Tensor, bias: Tensor, kernel: Tensor) -> Tensor:
     """1x1 convolution with `weight` (D,C) and `bias` (D,), ReLU, depthwise with `kernel` (D,1,k,k)."""
-    return _Middle.apply(x, weight, bias, kernel)  # type: ignore[no-untyped-call]
+    return _Middle.apply(x, weight, bias, kernel)  # type: ignore[no-any-return,no-untyped-call]
 
 
 class _WeightedSum(torch.autograd.Function):
@@ -249,7 +249,7 @@ def weighted_sum(
 
     `alpha` (K,), `xs` (B,C,H,W) each, `weights` (D,C) each; the statistics are (K,D).
     """
-    return _WeightedSum.apply(alpha, eps, *xs, *weights)  # type: ignore[no-untyped-call]
+    return _WeightedSum.apply(alpha, eps, *xs, *weights)  # type: ignore[no-any-return,no-untyped-call]
 
 
 class _PointwiseSum(torch.autograd.Function):
@@ -280,4 +280,4 @@ class _PointwiseSum(torch.autograd.Function):
 
 def pointwise_sum(bias: Tensor, xs: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
     """Σ_k (1x1 convolution of `xs[k]` with `weights[k]`) + `bias`. `xs` (B,C,H,W), `weights` (D,C), `bias` (D,)."""
-    return _PointwiseSum.apply(bias, *xs, *weights)  # type: ignore[no-untyped-call]
+    return _PointwiseSum.apply(bias, *xs, *weights)  # type: ignore[no-any-return,no-untyped-call]
