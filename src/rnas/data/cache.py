@@ -148,7 +148,7 @@ def _bytes(decoding: Decoding, shape: tuple[int, ...] | None) -> int:
 def read(path: Path, name: str, source: str | None = None) -> Dataset | None:
     """The data set in the cache file `path`, mapped into memory and not copied.
 
-    None if there is no such file, if it was made from another source than `source`, or if it is damaged.
+    None if there is no such file or it cannot be read, if it is damaged, or made from another source than `source`.
     """
     try:
         with open(path, "rb") as f:
@@ -163,11 +163,9 @@ def read(path: Path, name: str, source: str | None = None) -> Dataset | None:
                 return None
             f.seek(images)
             y = torch.from_numpy(np.frombuffer(f.read(labels), "<i8").astype(np.int64))
-        x = _map(path, images).view(n + m, *shape)
-    except FileNotFoundError:
+    except OSError:
         return None
-    except OSError as e:
-        raise RnasError(f"cannot read {path}: {e.strerror}") from e
+    x = _map(path, images).view(n + m, *shape)
     flip = trailer["flip"]
     return Dataset(name, Split(x[:n], y[:n], flip), Split(x[n:], y[n:], flip), tuple(trailer["classes"]))
 

@@ -1,0 +1,430 @@
+"""Digits, `.npz` files and folders of anyone's own images: what comes out, and what each kind of bad input says."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import rnas.data
+from rnas.errors import RnasError
+
+Arrays = dict[str, np.ndarray]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("RNAS_DATA", str(tmp_path / "cache-root"))
+
+
+def test_digits_are_the_same_every_time_whatever_the_seed():
+    """A test image must never be a training image of another run, so the seed does not move the split."""
+    first, second = rnas.data.load("digits"), rnas.data.load("digits", seed=1)
+    assert first.train.images.shape == (1437, 3, 16, 16)
+    assert first.test.images.shape == (360, 3, 16, 16)
+    assert first.train.images.dtype == torch.uint8
+    assert torch.equal(first.test.images, second.test.images)
+    assert first.classes == tuple("0123456789")
+    assert not first.flip
+    assert first.eps_default == 16 / 255
+    counts, all_counts = torch.bincount(first.test.labels), torch.bincount(first.train.labels)
+    assert torch.all((counts - (counts + all_counts) * 360 / 1797).abs() < 1)  # stratified
+    assert first.train.images.min() == 0
+    assert first.train.images.max() == 255
+    assert rnas.data.load("digits", image_size=8).image_size == (8, 8)
+
+
+def test_statistics_are_those_of_numpy():
+    train = rnas.data.load("digits").train
+    dataset = rnas.data.Dataset("x", train, train, tuple("0123456789"))
+    x = train.images.numpy() / 255
+    mean, std = dataset.statistics()
+    assert mean == pytest.approx(x.mean((0, 2, 3)), abs=1e-6)
+    assert std == pytest.approx(x.std((0, 2, 3)), abs=1e-6)
+    black = rnas.data.Split(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]))
+    assert rnas.data.Dataset("x", black, black, ("a", "b")).statistics()[1] == (1 / 255,) * 3
+
+
+def arrays(n: int = 12, classes: int = 3, shape: tuple[int, ...] = (8, 8, 3)) -> Arrays:
+    """A small valid data set."""
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 256, (n, *shape), np.uint8)
+    y = np.arange(n) % classes
+    return {"x_train": x, "y_train": y, "x_test": x[: n // 2], "y_test": y[: n // 2]}
+
+
+def save(path: Path, content: Arrays) -> Path:
+    np.savez(path, **content)
+    return path
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 3), (3, 8, 8), (8, 8), (1, 8, 8), (8, 8, 1)])
+def test_npz_layouts(tmp_path, shape):
+    content = arrays(shape=shape)
+    dataset = rnas.data.load(str(save(tmp_path / "mine.npz", content)))
+    x = content["x_train"]
+    expected = {(8, 8, 3): x.transpose(0, 3, 1, 2) if x.ndim == 4 else None}.get(
+        shape, np.broadcast_to(x.reshape(12, -1, 8, 8), (12, 3, 8, 8))
+    )
+    assert np.array_equal(dataset.train.images, expected)
+    assert dataset.train.labels.tolist() == content["y_train"].tolist()
+    assert dataset.name == "mine"
+    assert dataset.classes == ("0", "1", "2")
+    assert dataset.eps_default == 8 / 255
+
+
+def test_npz_may_name_its_classes_and_be_resized(tmp_path):
+    path = save(tmp_path / "mine.npz", arrays() | {"classes": np.array(["ant", "bee", "cat"])})
+    dataset = rnas.data.load(path, image_size=12)
+    assert dataset.classes == ("ant", "bee", "cat")
+    assert dataset.image_size == (12, 12)
+
+
+def without(name: str) -> Arrays:
+    return {k: v for k, v in arrays().items() if k != name}
+
+
+BAD_ARRAYS: dict[str, tuple[Arrays, str]] = {
+    "no test images": (without("x_test"), "lacks x_test"),
+    "no labels": (without("y_train"), "lacks y_train"),
+    "floats": (arrays() | {"x_train": np.zeros((12, 8, 8, 3), np.float32)}, "float32: expected uint8"),
+    "two axes": (arrays() | {"x_train": np.zeros((12, 8), np.uint8)}, r"shape \(12, 8\): expected \(N,H,W,3\)"),
+    "two channels": (arrays() | {"x_train": np.zeros((12, 8, 8, 2), np.uint8)}, "shape"),
+    "no images": (arrays() | {"x_test": np.zeros((0, 8, 8, 3), np.uint8)}, "x_test holds no images"),
+    "tiny images": (arrays(shape=(2, 2, 3)), "2x2: expected 4"),
+    "fewer labels": (arrays() | {"y_train": np.arange(5)}, "12 images and y_train 5 labels"),
+    "float labels": (arrays() | {"y_train": np.zeros(12)}, "expected integers"),
+    "labels of two axes": (arrays() | {"y_train": np.zeros((12, 2), int)}, "expected integers"),
+    "negative labels": (arrays() | {"y_train": np.arange(12) - 1}, "from -1 to 10"),
+    "labels from 1": (arrays() | {"y_train": np.arange(12) % 3 + 1}, "no training image has label 0"),
+    "a gap": (arrays() | {"y_train": np.arange(12) % 3 * 2}, "no training image has label 1"),
+    "one class": (arrays(classes=1), "two classes"),
+    "a new label in the test": (arrays() | {"y_test": np.full(6, 3)}, "test image has label 3"),
+    "other sizes": (arrays() | {"x_test": np.zeros((6, 9, 9, 3), np.uint8)}, "8x8 and test images 9x9"),
+    "too few names": (arrays() | {"classes": np.array(["a", "b"])}, "names 2 different classes"),
+    "numbers as names": (arrays() | {"classes": np.arange(3)}, "expected a list of strings"),
+    "pickled labels": (arrays() | {"y_train": np.array([{}] * 12, object)}, "pickled"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ARRAYS)
+def test_bad_npz(tmp_path, case):
+    content, message = BAD_ARRAYS[case]
+    path = tmp_path / "bad.npz"
+    np.savez(path, allow_pickle=True, **content)
+    with pytest.raises(RnasError, match=message) as e:
+        rnas.data.load(path)
+    assert "bad.npz" in str(e.value)
+
+
+def test_damaged_or_missing_npz(tmp_path):
+    path = save(tmp_path / "a.npz", arrays(200))
+    whole = path.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"", b"no zip at all"):
+        path.write_bytes(damaged)
+        with pytest.raises(RnasError, match="damaged"):
+            rnas.data.load(path)
+    with pytest.raises(RnasError, match="No such file"):
+        rnas.data.load(tmp_path / "missing.npz")
+
+
+def picture(path: Path, mode: str = "RGB", size: tuple[int, int] = (16, 16), color: object = None, **options) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fills: dict[str, object] = {"RGB": (10, 20, 30), "L": 40, "RGBA": (0, 0, 0, 0), "I;16": 40 << 8, "1": 1, "P": 3}
+    Image.new(mode, size, fills.get(mode, 0) if color is None else color).save(path, **options)
+    return path
+
+
+def palette(path: Path) -> Path:
+    """A picture of the second of three colors, which is transparent."""
+    image = Image.new("P", (16, 16), 1)
+    image.putpalette([9, 9, 9, 50, 60, 70, 8, 8, 8])
+    image.save(path, transparency=1)
+    return path
+
+
+def folder(root: Path, n: int = 3) -> Path:
+    """Two classes of plain images, whose grey level tells which is which."""
+    for part in ("train", "test"):
+        for k, name in enumerate(("ant", "bee")):
+            for i in range(n):
+                picture(root / part / name / f"{i}.png", color=(k * 100 + i,) * 3)
+    return root
+
+
+def test_folder(tmp_path):
+    dataset = rnas.data.load(folder(tmp_path / "pets"))
+    assert dataset.name == "pets"
+    assert dataset.classes == ("ant", "bee")
+    assert dataset.train.labels.tolist() == dataset.test.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert dataset.train.images[:, 1, 5, 7].tolist() == [0, 1, 2, 100, 101, 102]
+    assert dataset.train.images.shape == (6, 3, 16, 16)
+
+
+def test_folder_takes_any_format_mode_and_size(tmp_path):
+    root = folder(tmp_path / "pets")
+    cases = {
+        picture(root / "train/ant/a.jpg", "L", (40, 20), quality=95): [40, 40, 40],
+        picture(root / "train/ant/deeper/b.png", "RGBA"): [255, 255, 255],  # transparent: white
+        picture(root / "train/ant/c.PNG", "I;16"): [40, 40, 40],
+        picture(root / "train/ant/d.webp", lossless=True): [10, 20, 30],
+        picture(root / "train/ant/e.tiff", "1"): [255, 255, 255],
+        picture(root / "train/ant/f.bmp"): [10, 20, 30],
+        picture(root / "train/ant/g.gif", "L"): [40, 40, 40],
+        palette(root / "train/ant/h.png"): [255, 255, 255],
+        picture(root / "train/ant/i.ppm", size=(8, 300)): [10, 20, 30],
+    }
+    picture(root / "train/ant/.hidden.png")
+    (root / "train/ant/Thumbs.db").write_bytes(b"left by a file manager")
+    dataset = rnas.data.load(root, image_size=12)
+    assert len(dataset.train) == 6 + len(cases)
+    names = sorted(str(p) for p in [*cases, *(root / "train/ant").glob("[0-9].png")])
+    for path, expected in cases.items():
+        image = dataset.train.images[names.index(str(path))]
+        assert image.shape == (3, 12, 12)
+        assert image[:, 6, 6].tolist() == expected, path.name
+
+
+def test_a_photograph_is_turned_upright_and_cut_to_its_middle(tmp_path):
+    """Red, green and blue bars; the EXIF tag says that the camera was held on its side."""
+    bars = Image.new("RGB", (30, 10))
+    for k, color in enumerate(("red", "lime", "blue")):
+        bars.paste(color, (10 * k, 0, 10 * k + 10, 10))
+    root = folder(tmp_path / "pets", n=2)
+    turned, exif = bars.transpose(Image.Transpose.ROTATE_90), Image.Exif()
+    exif[0x0112] = 6  # show it turned by 90 degrees clockwise
+    turned.save(root / "train/ant/turned.png", exif=exif)
+    image = rnas.data.load(root, image_size=10).train.images[2]
+    assert image[:, 5, 5].tolist() == [0, 255, 0]
+    assert image[:, 0, 0].tolist() == [0, 255, 0]
+
+
+def test_one_level_of_class_folders(tmp_path):
+    root = folder(tmp_path / "pets", n=10) / "train"
+    dataset = rnas.data.load(root, test_fraction=0.3)
+    assert torch.bincount(dataset.train.labels).tolist() == [7, 7]
+    assert torch.bincount(dataset.test.labels).tolist() == [3, 3]
+    again = rnas.data.load(root, test_fraction=0.3, seed=5)
+    assert torch.equal(again.test.images, dataset.test.images)
+    levels = torch.cat([dataset.train.images, dataset.test.images])[:, 0, 0, 0]
+    assert sorted(levels.tolist()) == sorted([*range(10), *range(100, 110)])
+    with pytest.raises(RnasError, match="--test-fraction"):
+        rnas.data.load(root)
+    with pytest.raises(RnasError, match="leave out the test fraction"):
+        rnas.data.load(tmp_path / "pets", test_fraction=0.3)
+    for wrong in (0.0, 1.0, -1, float("nan")):
+        with pytest.raises(RnasError, match="test fraction"):
+            rnas.data.load(root, test_fraction=wrong)
+    with pytest.raises(RnasError, match="leaves no test image"):
+        rnas.data.load(root, test_fraction=0.01)
+
+
+def test_mixed_sizes_need_an_image_size(tmp_path):
+    root = folder(tmp_path / "pets")
+    picture(root / "train/bee/large.png", size=(20, 16))
+    with pytest.raises(RnasError, match=r"0\.png has 16x16 pixels, .*large\.png 20x16; choose one with --image-size"):
+        rnas.data.load(root)
+    assert rnas.data.load(root, image_size=8).image_size == (8, 8)
+
+
+def test_photographs_need_an_image_size(tmp_path):
+    root = tmp_path / "pets"
+    for part in ("train/a", "train/b", "test/a", "test/b"):
+        picture(root / part / "0.png", size=(1200, 900))
+    with pytest.raises(RnasError, match="1200x900 pixels: expected 4 to 1024"):
+        rnas.data.load(root)
+
+
+def test_every_unreadable_file_is_named(tmp_path):
+    root = folder(tmp_path / "pets")
+    noise = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    Image.fromarray(noise).save(root / "train/ant/cut.jpg")
+    (root / "train/ant/cut.jpg").write_bytes((root / "train/ant/cut.jpg").read_bytes()[:-100])
+    (root / "test/bee/note.txt").write_text("not an image")
+    (root / "test/bee/empty.png").touch()
+    Image.new("F", (16, 16)).save(root / "test/bee/float.tiff")
+    with pytest.raises(RnasError, match="4 of 16 images") as e:
+        rnas.data.load(root)
+    for name in ("train/ant/cut.jpg (image file is truncated", "note.txt (no image", "empty.png (", "float.tiff ("):
+        assert name in str(e.value)
+    assert not list(root.rglob("*.u8")), "nothing is written"
+
+
+def test_a_decompression_bomb_is_refused(tmp_path):
+    root = folder(tmp_path / "pets")
+    Image.new("1", (30_000, 30_000)).save(root / "train/ant/bomb.png")  # 110 KB, 2.7 GB as RGB
+    with pytest.raises(RnasError, match=r"bomb\.png"):
+        rnas.data.load(root, image_size=8)
+
+
+def test_postscript_is_not_handed_to_another_program(tmp_path):
+    root = folder(tmp_path / "pets")
+    (root / "train/ant/a.eps").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 16 16\n%%EndComments\nshowpage\n"
+    )
+    with pytest.raises(RnasError, match=r"a\.eps \(no image"):
+        rnas.data.load(root)
+
+
+def break_folder(root: Path, case: str) -> Path:
+    match case:
+        case "empty class":
+            (root / "train/cat").mkdir()
+        case "no test":
+            os.rename(root / "test", root / "tested")
+        case "class only in training":
+            picture(root / "train/cat/0.png")
+        case "class only in the test":
+            picture(root / "test/cat/0.png")
+        case "one class":
+            for part in ("train", "test"):
+                os.rename(root / part / "bee", root / f"{part}-bee")
+        case "no folders":
+            root = root / "train/ant"
+        case "nothing":
+            root = root / "missing"
+    return root
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("empty class", "train/cat is empty"),
+        ("no test", "none named test: expected train/CLASS"),
+        ("class only in training", "train has the class cat, which test lacks"),
+        ("class only in the test", "test has the class cat, which train lacks"),
+        ("one class", "train holds 1 class folder: expected two"),
+        ("no folders", "holds no folders: expected train/CLASS"),
+        ("nothing", "there is no .*missing"),
+    ],
+)
+def test_bad_folder(tmp_path, case, message):
+    with pytest.raises(RnasError, match=message):
+        rnas.data.load(break_folder(folder(tmp_path / "pets"), case))
+
+
+def test_bad_names_and_numbers(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RnasError, match="did you mean cifar100"):
+        rnas.data.load("cifar-100")
+    with pytest.raises(RnasError, match="image size is 2: expected 4"):
+        rnas.data.load("digits", image_size=2)
+    with pytest.raises(RnasError, match="limit per class is 0"):
+        rnas.data.load("digits", limit_per_class=0)
+    with pytest.raises(RnasError, match="test split of its own"):
+        rnas.data.load("digits", test_fraction=0.1)
+    (tmp_path / "text.npz").write_text("x")
+    with pytest.raises(RnasError, match="damaged"):
+        rnas.data.load("text.npz")
+
+
+def test_the_cache_is_used_and_made_again_when_the_source_changes(tmp_path, monkeypatch):
+    root = folder(tmp_path / "pets")
+    first = rnas.data.load(root)
+    (cache,) = root.rglob("*.u8")
+    assert cache == root / ".rnas/pets-native.u8"
+
+    def no_decoding(*_: object) -> None:
+        raise AssertionError("decoded again")
+
+    with monkeypatch.context() as m:
+        m.setattr("rnas.data.folders.decode_all", no_decoding)
+        second = rnas.data.load(root)
+        assert torch.equal(second.train.images, first.train.images)
+        assert torch.equal(second.test.labels, first.test.labels)
+        assert second.classes == first.classes
+
+    picture(root / "train/ant/0.png", color=(7, 7, 7))
+    os.utime(root / "train/ant/0.png", ns=(1, 1))  # whatever the clock's resolution
+    assert rnas.data.load(root).train.images[0, 0, 0, 0] == 7
+    picture(root / "train/ant/more.png")
+    assert len(rnas.data.load(root).train) == 7
+
+
+@pytest.mark.parametrize("where", ["image", "label", "end", "truncated", "empty"])
+def test_a_damaged_cache_is_made_again(tmp_path, where):
+    root = folder(tmp_path / "pets")
+    first = rnas.data.load(root)
+    expected = first.train.images.clone()
+    (cache,) = root.rglob("*.u8")
+    content = bytearray(cache.read_bytes())
+    images = 12 * 3 * 16 * 16
+    match where:
+        case "image":
+            content[100] ^= 1
+        case "label":
+            content[images] ^= 1
+        case "end":
+            content[-1] ^= 1
+        case "truncated":
+            del content[-5000:]
+        case "empty":
+            content.clear()
+    cache.unlink()
+    cache.write_bytes(content)
+    again = rnas.data.load(root)
+    assert torch.equal(again.train.images, expected)
+    assert again.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_a_data_folder_that_cannot_be_written(tmp_path, monkeypatch):
+    root = folder(tmp_path / "pets")
+    (root / ".rnas").touch()  # no folder can be made here, not even by the administrator
+    first = rnas.data.load(root)
+    (cache,) = tmp_path.rglob("*.u8")
+    assert tmp_path / "cache-root" in cache.parents
+    monkeypatch.setattr("rnas.data.folders.decode_all", None)
+    assert torch.equal(rnas.data.load(root).train.images, first.train.images)
+
+
+def test_nothing_can_be_written(tmp_path):
+    expected = rnas.data.load(folder(tmp_path / "other"))
+    root = folder(tmp_path / "pets")
+    (root / ".rnas").touch()
+    (tmp_path / "cache-root").touch()
+    dataset = rnas.data.load(root)
+    assert torch.equal(dataset.train.images, expected.train.images)
+    assert torch.equal(dataset.test.labels, expected.test.labels)
+
+
+def test_a_full_disk(tmp_path):
+    """The cache does not fit: a clear error and no half a file. The limit is the operating system's own."""
+    root = folder(tmp_path / "pets")
+    code = (
+        "import resource, sys, rnas.data\n"
+        "from rnas.errors import RnasError\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "try: rnas.data.load(sys.argv[1])\n"
+        "except RnasError as e: print('told:', e)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, root], capture_output=True, text=True, timeout=120, check=False)
+    assert "told: cannot write" in done.stdout, done.stderr
+    assert not [p for p in root.rglob("*") if ".u8" in p.name]
+
+
+def test_the_images_are_mapped_and_may_be_changed_in_memory(tmp_path):
+    root = folder(tmp_path / "pets")
+    dataset = rnas.data.load(root)
+    (cache,) = root.rglob("*.u8")
+    cache.chmod(0o444)
+    before = cache.read_bytes()
+    dataset.train.images.zero_()
+    assert cache.read_bytes() == before
+    assert rnas.data.load(root).train.images.any()
+
+
+def test_limit_per_class():
+    full, limited = rnas.data.load("digits"), rnas.data.load("digits", limit_per_class=5)
+    assert torch.bincount(limited.train.labels).tolist() == [5] * 10
+    assert torch.bincount(limited.test.labels).tolist() == [5] * 10
+    again, other = (rnas.data.load("digits", limit_per_class=5, seed=s) for s in (0, 1))
+    assert torch.equal(limited.train.images, again.train.images)
+    assert not torch.equal(limited.train.images, other.train.images)
+    tests = {t.numpy().tobytes() for t in full.test.images}
+    assert all(t.numpy().tobytes() in tests for t in limited.test.images)
