@@ -11,6 +11,8 @@ from rnas.errors import RnasError
 from rnas.genotype import Architecture, Cell, Edge
 from rnas.ops import FactorizedReduce, Normalize, operation, reductions, relu_conv_bn, stem
 
+ImageSize = int | tuple[int, int]  # a side, or height and width
+
 
 class DropPath(nn.Module):
     """Drops a path for whole images, each with probability `p`, while training (Larsson et al. 2017)."""
@@ -96,7 +98,8 @@ class DerivedNetwork(nn.Module):
     (B,classes). H and W are multiples of 4 and 8 or more; with `stem_stride` 2 twice that.
 
     The network is the same for every image size, as in the published code. At 64 pixels it costs four times what it
-    costs at 32; `stem_stride` 2 halves the image in the first convolution and makes the cost equal.
+    costs at 32; `stem_stride` 2 halves the image in the first convolution and makes the cost equal. `image_size`, where
+    it is known, is checked before anything is built.
     """
 
     def __init__(
@@ -110,9 +113,13 @@ class DerivedNetwork(nn.Module):
         *,
         stem_stride: int = 1,
         auxiliary: bool = False,
+        image_size: ImageSize | None = None,
     ):
         super().__init__()
         _check(genotype, classes, cells, channels, stem_stride)
+        if image_size is not None:
+            # Factorised reduction takes the even and the odd pixels, so each halving needs an even side.
+            check_image_size(image_size, 8 * stem_stride, 4 * stem_stride, "a cell network")
         self.normalize = Normalize(mean, std)
         self.stem = stem(3 * channels, stem_stride)
         c_before = c_last = 3 * channels
@@ -164,3 +171,11 @@ def _check(genotype: Architecture, classes: int, cells: int, channels: int, stem
         raise RnasError(f"cells is {cells}, but this architecture has {genotype.depth} cells, each its own")
     if stem_stride not in (1, 2):
         raise RnasError(f"stem_stride is {stem_stride}: expected 1 (keeps the image's size) or 2 (halves it)")
+
+
+def check_image_size(image_size: ImageSize, least: int, multiple: int, what: str) -> None:
+    """RnasError unless every side of `image_size` is `least` or more and a multiple of `multiple`."""
+    for side in (image_size,) if isinstance(image_size, int) else image_size:
+        if side < least or side % multiple:
+            rule = f" and a multiple of {multiple}" if multiple > 1 else ""
+            raise RnasError(f"image size {side} does not fit {what}: its reductions need {least} or more{rule}")

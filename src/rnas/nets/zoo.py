@@ -13,7 +13,7 @@ from rnas.errors import RnasError
 from rnas.genotype import Architecture
 from rnas.nets import handmade
 from rnas.nets.count import macs, parameters
-from rnas.nets.derived import DerivedNetwork
+from rnas.nets.derived import DerivedNetwork, ImageSize, check_image_size
 from rnas.nets.handmade import Statistics
 
 MEAN = (0.5, 0.5, 0.5)
@@ -41,7 +41,7 @@ def build(
     *,
     cells: int = 20,
     channels: int = 36,
-    image_size: int | tuple[int, int] = 32,
+    image_size: ImageSize = 32,
     mean: Statistics = MEAN,
     std: Statistics = STD,
     stem_stride: int = 1,
@@ -56,7 +56,7 @@ def build(
     published = paper.find(name)
     if published.name in HAND_MADE:
         builder, least = HAND_MADE[published.name]
-        _check_image_size(image_size, least, 1, published.name)
+        check_image_size(image_size, least, 1, published.name)
         if classes < 2:
             raise RnasError(f"classes is {classes}: expected 2 or more")
         return builder(classes, mean, std)
@@ -84,23 +84,24 @@ def build_genotype(
     *,
     cells: int = 20,
     channels: int = 36,
-    image_size: int | tuple[int, int] = 32,
+    image_size: ImageSize = 32,
     mean: Statistics = MEAN,
     std: Statistics = STD,
     stem_stride: int = 1,
     auxiliary: bool = False,
 ) -> DerivedNetwork:
     """The untrained network of a genotype; otherwise as `build`."""
-    # Factorised reduction takes the even and the odd pixels, so each halving needs an even side.
-    _check_image_size(image_size, 8 * stem_stride, 4 * stem_stride, "a cell network")
-    return DerivedNetwork(genotype, classes, cells, channels, mean, std, stem_stride=stem_stride, auxiliary=auxiliary)
-
-
-def _check_image_size(image_size: int | tuple[int, int], least: int, multiple: int, what: str) -> None:
-    for side in (image_size,) if isinstance(image_size, int) else image_size:
-        if side < least or side % multiple:
-            rule = f" and a multiple of {multiple}" if multiple > 1 else ""
-            raise RnasError(f"image size {side} does not fit {what}: its reductions need {least} or more{rule}")
+    return DerivedNetwork(
+        genotype,
+        classes,
+        cells,
+        channels,
+        mean,
+        std,
+        stem_stride=stem_stride,
+        auxiliary=auxiliary,
+        image_size=image_size,
+    )
 
 
 def zoo_table(image_size: int = 32, classes: int = 10) -> list[dict[str, Any]]:
