@@ -5,7 +5,12 @@ adversarial images. Training loops, which check their images once, call `attack.
 `with frozen(model) as net`.
 """
 
+from rnas.attacks.apgd import APGD
+from rnas.attacks.autoattack import AutoAttack
 from rnas.attacks.base import Attack
+from rnas.attacks.cw_l2 import CWL2
+from rnas.attacks.fab import FAB
 from rnas.attacks.gradient import CW, FGSM, PGD
+from rnas.attacks.square import Square
 
-__all__ = ["CW", "FGSM", "PGD", "Attack"]
+__all__ = ["APGD", "CW", "CWL2", "FAB", "FGSM", "PGD", "Attack", "AutoAttack", "Square"]

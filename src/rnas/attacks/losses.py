@@ -38,6 +38,12 @@ def correct(logits: Tensor, y: Tensor) -> Tensor:
     return logits.argmax(1) == y
 
 
+def ranked(logits: Tensor, y: Tensor, most: int) -> Tensor:
+    """The `most` (or, if there are fewer, all) classes other than `y` with the largest logits, (B,T), nearest first."""
+    others = logits.scatter(1, y.unsqueeze(1), -torch.inf)
+    return others.topk(min(most, logits.shape[1] - 1), dim=1).indices
+
+
 def of(logits: Tensor, classes: Tensor) -> Tensor:
     """The logit of each image's class in `classes` (B,)."""
     return logits.gather(1, classes.unsqueeze(1)).squeeze(1)

@@ -1,0 +1,76 @@
+"""AutoAttack `standard`: APGD-CE, APGD-T, FAB-T and Square, each on what the ones before left (Croce & Hein 2020)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rnas.attacks.apgd import APGD
+from rnas.attacks.base import Attack, checked
+from rnas.attacks.checks import check_threat
+from rnas.attacks.fab import FAB
+from rnas.attacks.losses import correct
+from rnas.attacks.noise import derived_seed
+from rnas.attacks.norms import Norm
+from rnas.attacks.square import Square
+from rnas.frozen import Model
+
+
+def member(name: str, eps: float, norm: Norm, seed: int | None) -> Attack:
+    """AutoAttack's part `name` with its standard settings."""
+    seed = derived_seed(seed, name)
+    match name:
+        case "apgd-ce":
+            return APGD(eps=eps, norm=norm, loss="ce", seed=seed)
+        case "apgd-dlr":
+            return APGD(eps=eps, norm=norm, loss="dlr", seed=seed)
+        case "apgd-margin":
+            return APGD(eps=eps, norm=norm, loss="margin", seed=seed)
+        case "apgd-t":
+            return APGD(eps=eps, norm=norm, loss="dlr-targeted", seed=seed)
+        case "fab-t":
+            return FAB(eps=eps, norm=norm, seed=seed)
+        case "square":
+            return Square(eps=eps, norm=norm, seed=seed)
+    raise KeyError(name)
+
+
+MEMBERS = ("apgd-ce", "apgd-dlr", "apgd-margin", "apgd-t", "fab-t", "square")
+
+
+def standard(classes: int) -> tuple[str, ...]:
+    """The parts of AutoAttack `standard`. DLR needs 3 classes: with 2, APGD on the margin takes APGD-T's place."""
+    return ("apgd-ce", "apgd-t" if classes > 2 else "apgd-margin", "fab-t", "square")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoAttack:
+    """AutoAttack `standard`; images that hold against all four attacks are returned as they are."""
+
+    eps: float = 8 / 255
+    norm: Norm = "linf"
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        check_threat(self.eps, self.norm)
+
+    def perturb(self, net: Model, x: Tensor, y: Tensor) -> Tensor:
+        """Adversarial images; inputs unchecked, `net` frozen."""
+        with torch.no_grad():
+            logits = net(x)
+        result, alive = x.clone(), correct(logits, y).nonzero().squeeze(1)
+        for name in standard(logits.shape[1]):
+            if len(alive) == 0:
+                break
+            x_adv = member(name, self.eps, self.norm, self.seed).perturb(net, x[alive], y[alive])
+            with torch.no_grad():
+                standing = correct(net(x_adv), y[alive])
+            result[alive[~standing]] = x_adv[~standing]
+            alive = alive[standing]
+        return result
+
+    def __call__(self, model: Model, x: Tensor, y: Tensor) -> Tensor:
+        """Adversarial images (B,C,H,W) for `x` in [0,1] and labels `y` (B,). RnasError on bad input."""
+        return checked(self, model, x, y)

@@ -1,0 +1,148 @@
+"""Targeted Fast Adaptive Boundary (FAB-T): the nearest points across class boundaries (Croce & Hein 2020)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rnas.attacks.base import checked
+from rnas.attacks.checks import check_positive, check_threat
+from rnas.attacks.losses import correct, of, ranked
+from rnas.attacks.noise import normal, uniform
+from rnas.attacks.norms import Norm, distance, unit
+from rnas.frozen import Model
+
+NEWTON_STEPS = 50  # far more than are ever needed: about 8 are
+
+
+@dataclass(frozen=True, kw_only=True)
+class FAB:
+    """FAB-T: for each of the `targets` nearest classes, `steps` projections onto the linearised boundary.
+
+    Images are returned as they are unless an adversarial point within `eps` was found, which ends their search. The
+    first of `restarts` starts at the image, later ones at random points around it.
+    """
+
+    eps: float = 8 / 255
+    norm: Norm = "linf"
+    steps: int = 100
+    restarts: int = 1
+    targets: int = 9
+    alpha_max: float = 0.1
+    eta: float = 1.05
+    beta: float = 0.9
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        check_threat(self.eps, self.norm)
+        check_positive(
+            "FAB",
+            steps=self.steps,
+            restarts=self.restarts,
+            targets=self.targets,
+            alpha_max=self.alpha_max,
+            eta=self.eta,
+            beta=self.beta,
+        )
+
+    def perturb(self, net: Model, x: Tensor, y: Tensor) -> Tensor:
+        """Adversarial images; inputs unchecked, `net` frozen."""
+        with torch.no_grad():
+            logits = net(x)
+        targets = ranked(logits, y, self.targets)
+        result = x.clone()
+        alive = correct(logits, y).nonzero().squeeze(1)
+        for restart in range(self.restarts):
+            for rank, target in enumerate(targets.unbind(1)):
+                if len(alive) == 0:
+                    return result
+                x_alive = x[alive]
+                start = self._start(x_alive, f"{rank} {restart}") if restart else x_alive
+                nearest, reached = self.nearest(net, x_alive, y[alive], target[alive], start, enough=self.eps)
+                broken = reached <= self.eps
+                result[alive[broken]] = nearest[broken]
+                alive = alive[~broken]
+        return result
+
+    def _start(self, x: Tensor, salt: str) -> Tensor:
+        if self.norm == "linf":
+            t = 2 * uniform(x, self.seed, salt) - 1
+            t = t / t.abs().amax((1, 2, 3), keepdim=True)
+        else:
+            t = unit(normal(x, self.seed, salt))
+        return (x + 0.5 * self.eps * t).clamp_(0, 1)
+
+    def nearest(
+        self, net: Model, x: Tensor, y: Tensor, target: Tensor, start: Tensor, enough: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        """The nearest adversarial points found (B,C,H,W) and their distances (B,), infinite where there is none.
+
+        `target` (B,) are the classes whose boundary is approached from the points `start`. An image's search ends once
+        its distance is at most `enough`.
+        """
+        result, reached = x.clone(), torch.full((len(x),), torch.inf, device=x.device, dtype=x.dtype)
+        alive, x1 = torch.arange(len(x), device=x.device), start
+        for _ in range(self.steps):
+            x1 = self._step(net, x, x1, y, target)
+            with torch.no_grad():
+                adversarial = ~correct(net(x1), y)
+            gap = distance(x1, x, self.norm)
+            better = adversarial & (gap < reached[alive])
+            result[alive[better]] = x1[better]
+            reached[alive[better]] = gap[better]
+            x1 = torch.where(adversarial.view(-1, 1, 1, 1), x + self.beta * (x1 - x), x1)
+            going = reached[alive] > enough
+            if not going.all():
+                alive, x, x1, y, target = alive[going], x[going], x1[going], y[going], target[going]
+                if len(alive) == 0:
+                    break
+        return result, reached
+
+    def _step(self, net: Model, x: Tensor, x1: Tensor, y: Tensor, target: Tensor) -> Tensor:
+        """From `x1` across the linearised boundary z_t − z_y = 0, drawn towards the image `x`."""
+        with torch.enable_grad():
+            x1 = x1.detach().requires_grad_()
+            logits = net(x1)
+            difference = of(logits, target) - of(logits, y)
+            (w,) = torch.autograd.grad(difference.sum(), x1)
+        x1, difference = x1.detach(), difference.detach()
+        d1 = projection(x1, w, -difference, self.norm)
+        d0 = projection(x, w, (w * (x1 - x)).sum((1, 2, 3)) - difference, self.norm)
+        zero = torch.zeros_like(x1)
+        r1 = distance(d1, zero, self.norm).clamp(min=1e-8)
+        r0 = distance(d0, zero, self.norm).clamp(min=1e-8)
+        alpha = (r1 / (r1 + r0)).clamp(max=self.alpha_max).view(-1, 1, 1, 1)
+        return ((1 - alpha) * (x1 + self.eta * d1) + alpha * (x + self.eta * d0)).clamp_(0, 1)
+
+    def __call__(self, model: Model, x: Tensor, y: Tensor) -> Tensor:
+        """Adversarial images (B,C,H,W) for `x` in [0,1] and labels `y` (B,). RnasError on bad input."""
+        return checked(self, model, x, y)
+
+
+def projection(t: Tensor, w: Tensor, rise: Tensor, norm: Norm) -> Tensor:
+    """The smallest d with ⟨w, d⟩ = `rise` (B,) and t + d in [0,1]; all (B,...). Out of reach: the nearest corner.
+
+    Coordinate i moves by min(λ uᵢ, cᵢ) towards the face at distance cᵢ, with uᵢ = 1 (l_inf) or |wᵢ| (l_2). What is
+    gained, φ(λ) = Σ |wᵢ| min(λ uᵢ, cᵢ), is concave and piecewise linear, so Newton's method from λ = 0 climbs to the
+    root without overshooting and ends after finitely many steps; no sorting is needed.
+    """
+    shape, t, w = t.shape, t.flatten(1), w.flatten(1)
+    direction = w.sign() * rise.sign().unsqueeze(1)
+    slope = w.abs()
+    room = torch.where(direction > 0, 1 - t, t)
+    speed = torch.ones_like(slope) if norm == "linf" else slope
+    rate, wanted = slope * speed, rise.abs()
+    limit = room / speed.clamp(min=torch.finfo(t.dtype).tiny)  # the λ at which a coordinate reaches its face
+    travel = torch.zeros_like(wanted)
+    gained = torch.zeros_like(wanted)
+    tolerance = 4 * torch.finfo(t.dtype).eps * wanted
+    for _ in range(NEWTON_STEPS):
+        moving = (rate * (limit > travel.unsqueeze(1))).sum(1)
+        if not ((wanted - gained > tolerance) & (moving > 0)).any():
+            break
+        # Where nothing moves any more, the plane is out of reach: λ = ∞, the corner.
+        travel = torch.where(moving > 0, travel + (wanted - gained).clamp(min=0) / moving, torch.inf)
+        gained = (slope * torch.minimum(travel.unsqueeze(1) * speed, room)).sum(1)
+    return (direction * torch.minimum(travel.unsqueeze(1) * speed, room)).view(shape)
