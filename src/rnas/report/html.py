@@ -20,14 +20,14 @@ def join(*children: Child) -> Html:
     return Html("".join(c if isinstance(c, Html) else escape(c) for c in children if c is not None))
 
 
-def el(name: str, *children: Child, **attributes: str | float | bool | None) -> Html:
-    """The element `name`. Attribute names: `class_` is class, underscores are hyphens; True is an empty attribute,
+def el(tag: str, /, *children: Child, **attributes: str | float | bool | None) -> Html:
+    """The element `tag`. Attribute names: `class_` is class, underscores are hyphens; True is an empty attribute,
     None and False leave it out."""
-    parts = [name]
+    parts = [tag]
     for key, value in attributes.items():
         if value is None or value is False:
             continue
         key = key.rstrip("_").replace("_", "-")
         parts.append(key if value is True else f'{key}="{escape(str(value))}"')
     start = f"<{' '.join(parts)}>"
-    return Html(start) if name in VOID else Html(f"{start}{join(*children)}</{name}>")
+    return Html(start) if tag in VOID else Html(f"{start}{join(*children)}</{tag}>")

@@ -1,0 +1,211 @@
+"""Is A more robust than B? Evaluations of the same images, compared pair by pair, image by image."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rnas.errors import RnasError
+from rnas.report.read import NetworkPart, read_parts
+from rnas.report.words import attack_name, threat
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two networks under one attack, on the same `n` images. Accuracies and differences are shares, not percent."""
+
+    attack: str
+    a: str
+    b: str
+    n: int
+    accuracy_a: float
+    accuracy_b: float
+    only_a: int
+    """Images that only A classifies correctly."""
+    only_b: int
+    difference: float
+    """Accuracy of A minus accuracy of B."""
+    interval: tuple[float, float]
+    """95 % for the difference: adjusted Wald interval for paired proportions (Bonett and Price 2012)."""
+    p: float
+    """McNemar's exact test: how likely a split of the disagreeing images at least as uneven is by chance."""
+    p_holm: float = 1.0
+    """`p`, corrected for all comparisons made at once (Holm 1979)."""
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    """The two-sided p-value of McNemar's exact test; 1 where the two never disagree."""
+    if only_a + only_b == 0:
+        return 1.0
+    from scipy.stats import binomtest  # here, because it takes half a second
+
+    return float(binomtest(only_a, only_a + only_b, 0.5).pvalue)
+
+
+def paired_interval(only_a: int, only_b: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
+    """An interval for the difference of two proportions on the same `n` images: Wald's, with one image added to each
+    kind of disagreement (Bonett and Price 2012, "Adjusted Wald confidence interval for a difference of binomial
+    proportions based on paired data")."""
+    pa, pb = (only_a + 1) / (n + 2), (only_b + 1) / (n + 2)
+    middle = pa - pb
+    half = z * math.sqrt((pa + pb - middle**2) / (n + 2))
+    return max(-1.0, middle - half), min(1.0, middle + half)
+
+
+def compare(runs: Sequence[Path]) -> list[Comparison]:
+    """Every two of the evaluated networks in `runs`, under every attack that all of them faced, and under the union of
+    these attacks. A folder of `rnas run` may stand for several networks.
+
+    RnasError if fewer than two evaluations are found, or if they are not of the same images under the same threat."""
+    networks = [p for p in read_parts(runs) if isinstance(p, NetworkPart) and p.evaluation is not None]
+    return compare_networks(networks)
+
+
+def compare_networks(networks: Sequence[NetworkPart]) -> list[Comparison]:
+    """`compare`, for evaluations that are already read."""
+    if len(networks) < 2:
+        found = f"only {networks[0].folder}" if networks else "none"
+        raise RnasError(f"compare needs two or more evaluated networks, found {found}: rnas evaluate makes them")
+    for part in networks[1:]:
+        _check_same(networks[0], part)
+    attacks = [name for name in networks[0].masks if name != "clean" and all(name in part.masks for part in networks)]
+    made = []
+    for a, b in combinations(networks, 2):
+        if "clean" in a.masks and "clean" in b.masks:
+            made.append(_compare("clean", a, b, a.masks["clean"], b.masks["clean"]))
+        made += [_compare(name, a, b, a.masks[name], b.masks[name]) for name in attacks]
+        if len(attacks) > 1:
+            made.append(_compare("union", a, b, *(_survivors(part, attacks) for part in (a, b))))
+    return _holm(made)
+
+
+def _survivors(part: NetworkPart, attacks: Sequence[str]) -> Mask:
+    """Which images withstand all `attacks`, and are right to begin with."""
+    names = [*attacks, *(["clean"] if "clean" in part.masks else [])]
+    survivors: Mask = np.logical_and.reduce([part.masks[name] for name in names])
+    return survivors
+
+
+def _check_same(a: NetworkPart, b: NetworkPart) -> None:
+    for part in (a, b):
+        if not part.masks:
+            raise RnasError(f"{part.folder} has no masks.npz: rnas evaluate {part.folder} writes one")
+    one, other = a.evaluation or {}, b.evaluation or {}
+    for key in ("dataset", "n", "norm", "eps", "images_sha256"):
+        if key == "images_sha256" and not (one.get(key) and other.get(key)):
+            continue
+        same = one.get(key) == other.get(key)
+        if key == "eps" and isinstance(one.get(key), float) and isinstance(other.get(key), float):
+            same = math.isclose(one[key], other[key], rel_tol=1e-6)
+        if not same:
+            raise RnasError(
+                f"{a.folder} and {b.folder} were not evaluated on the same images under the same threat: "
+                f"{key} is {one.get(key)!r} in one and {other.get(key)!r} in the other"
+            )
+    lengths = {len(mask) for part in (a, b) for mask in part.masks.values()}
+    labels = a.labels is None or b.labels is None or np.array_equal(a.labels, b.labels)
+    if len(lengths) > 1 or not labels:
+        raise RnasError(f"{a.folder} and {b.folder} were not evaluated on the same images: their masks.npz differ")
+
+
+def _compare(
+    attack: str,
+    a: NetworkPart,
+    b: NetworkPart,
+    right_a: Mask,
+    right_b: Mask,
+) -> Comparison:
+    n = len(right_a)
+    only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
+    return Comparison(
+        attack=attack,
+        a=a.name,
+        b=b.name,
+        n=n,
+        accuracy_a=float(right_a.mean()),
+        accuracy_b=float(right_b.mean()),
+        only_a=only_a,
+        only_b=only_b,
+        difference=(only_a - only_b) / n,
+        interval=paired_interval(only_a, only_b, n),
+        p=mcnemar(only_a, only_b),
+    )
+
+
+def _holm(made: Sequence[Comparison]) -> list[Comparison]:
+    """The comparisons in their order, each with its p-value corrected for all of them."""
+    corrected: dict[int, float] = {}
+    worst = 0.0
+    for rank, i in enumerate(sorted(range(len(made)), key=lambda i: made[i].p)):
+        worst = max(worst, min(1.0, (len(made) - rank) * made[i].p))
+        corrected[i] = worst
+    return [Comparison(**{**asdict(c), "p_holm": corrected[i]}) for i, c in enumerate(made)]
+
+
+def verdict(comparison: Comparison, level: float = 0.05) -> str:
+    """The comparison in a word or two, by its corrected p-value."""
+    if comparison.p_holm >= level:
+        return "no difference shown"
+    better = comparison.a if comparison.difference > 0 else comparison.b
+    return f"{better} {'more accurate' if comparison.attack == 'clean' else 'more robust'}"
+
+
+def p_value(p: float) -> str:
+    """A p-value as it is written: three digits, or a power of ten where it is small."""
+    return f"{p:.3f}" if p >= 0.001 else f"{p:.0e}".replace("e-0", "e-")
+
+
+def to_json(rows: Sequence[Comparison]) -> str:
+    """The comparisons as a JSON list of objects."""
+    return json.dumps([asdict(row) for row in rows], indent=1, ensure_ascii=False)
+
+
+def to_text(rows: Sequence[Comparison]) -> str:
+    """The comparisons as a table in plain text, and below it what its columns mean."""
+    head = ("attack", "A", "B", "n", "A %", "B %", "A−B", "95 % interval", "only A", "only B", "p", "p (Holm)", "")
+    table = [head] + [
+        (
+            attack_name(r.attack),
+            r.a,
+            r.b,
+            str(r.n),
+            f"{100 * r.accuracy_a:.1f}",
+            f"{100 * r.accuracy_b:.1f}",
+            f"{100 * r.difference:+.1f}",
+            f"{100 * r.interval[0]:+.1f} to {100 * r.interval[1]:+.1f}",
+            str(r.only_a),
+            str(r.only_b),
+            p_value(r.p),
+            p_value(r.p_holm),
+            verdict(r),
+        )
+        for r in rows
+    ]
+    widths = [max(len(row[i]) for row in table) for i in range(len(head))]
+    text_columns = (0, 1, 2, 12)
+    lines = [
+        "  ".join(
+            cell.ljust(w) if i in text_columns else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in table
+    ]
+    notes = (
+        "p: McNemar's exact test on the images where A and B disagree; Holm's correction for all rows.",
+        "A−B: percentage points, with the adjusted Wald interval for paired proportions (Bonett and Price 2012).",
+    )
+    return "\n".join([*lines, "", *notes])
+
+
+def same_threat(networks: Sequence[NetworkPart]) -> str:
+    """The threat that the compared evaluations share, in words."""
+    return threat(networks[0].evaluation or {})

@@ -1,0 +1,412 @@
+"""The report: one HTML file that needs nothing else, made from run folders."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Callable, Sequence
+from importlib.resources import files
+from pathlib import Path
+
+from rnas.errors import RnasError
+from rnas.files import write_text
+from rnas.genotype import Cell, Genotype
+from rnas.report import figures, tables, theme
+from rnas.report.cells import TITLES, draw_cell
+from rnas.report.charts import percent, short
+from rnas.report.compare import Comparison, compare_networks
+from rnas.report.html import Html, el, join
+from rnas.report.read import NetworkPart, Part, SearchPart, read_parts
+from rnas.report.words import (
+    CW_CAVEAT,
+    PAPER_TABLES,
+    attack_name,
+    count,
+    duration,
+    threat,
+    training,
+)
+
+Section = tuple[str, str, Html]  # anchor, heading, content
+
+
+def write_report(runs: Sequence[Path], out: Path, title: str | None = None) -> None:
+    """Write the page about `runs` (folders of rnas run, search or train, in any number) to `out`.
+
+    RnasError, and nothing written, if a folder is missing, holds no run or is damaged."""
+    if not runs:
+        raise RnasError("report needs the folder of at least one run")
+    parts = read_parts(runs)
+    write_text(out, page(parts, title or " · ".join(folder.resolve().name for folder in runs)))
+
+
+def page(parts: Sequence[Part], title: str) -> str:
+    """The whole page as text. The same parts give the same page."""
+    searches = [p for p in parts if isinstance(p, SearchPart)]
+    networks = [p for p in parts if isinstance(p, NetworkPart)]
+    evaluated = [p for p in networks if p.evaluation is not None]
+    sections = [
+        s
+        for s in (
+            _results(evaluated),
+            _architecture(searches, networks),
+            _course(searches),
+            _alphas(searches),
+            _training(networks),
+            _distortion(networks),
+            _examples(networks),
+            _classes(evaluated),
+            _settings(parts),
+        )
+        if s
+    ]
+    script = files("rnas.report").joinpath("page.js").read_text(encoding="utf-8")
+    style = files("rnas.report").joinpath("page.css").read_text(encoding="utf-8") + theme.page_css()
+    # Nothing from the network, no script but ours.
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'"
+    head = el(
+        "head",
+        el("meta", charset="utf-8"),
+        el("meta", http_equiv="Content-Security-Policy", content=policy),
+        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        el("title", f"{title} · rnas"),
+        el("style", Html(style)),
+    )
+    links = (el("li", el("a", heading, href=f"#{anchor}")) for anchor, heading, _ in sections)
+    bar = el(
+        "nav",
+        el("div", el("ul", *links), el("button", "Theme: auto", id="theme", type="button", hidden=True), class_="wrap"),
+        class_="bar",
+        aria_label="Sections",
+    )
+    body = el(
+        "body",
+        el("a", "Skip to the results", class_="skip", href="#main"),
+        bar,
+        el(
+            "main",
+            _top(title, searches, networks, evaluated),
+            *(el("section", el("h2", heading), content, id=anchor) for anchor, heading, content in sections),
+            class_="wrap",
+            id="main",
+        ),
+        el("footer", el("div", _made_by(parts), class_="wrap")),
+        el("script", Html(script)),
+    )
+    return f"<!DOCTYPE html>\n{el('html', head, body, lang='en')}\n"
+
+
+def _made_by(parts: Sequence[Part]) -> str:
+    versions = sorted({str(p.settings["rnas"]) for p in parts if "rnas" in p.settings})
+    return f"Made by rnas {', '.join(versions)}." if versions else "Made by rnas."
+
+
+# --- the top --------------------------------------------------------------------------------------------------------
+
+
+def _top(
+    title: str, searches: Sequence[SearchPart], networks: Sequence[NetworkPart], evaluated: Sequence[NetworkPart]
+) -> Html:
+    main = main_network(evaluated)
+    about = []
+    if main and main.evaluation:
+        n = main.evaluation.get("n")
+        about = [f"{main.evaluation.get('dataset', '')}", threat(main.evaluation)]
+        about += [f"{count(int(n))} test images"] if n is not None else []
+    sentences = [*_result_sentences(main, evaluated), *(s for s in map(_search_sentence, searches[:1]) if s)]
+    if not sentences:
+        sentences = [_progress(searches, networks)]
+    return el(
+        "header",
+        el("h1", title),
+        el("p", " · ".join(a for a in about if a), class_="meta") if about else None,
+        _warnings(searches, networks),
+        el("p", " ".join(sentences), class_="lead"),
+        _tiles(main, searches) if main else None,
+        class_="top",
+    )
+
+
+def main_network(evaluated: Sequence[NetworkPart]) -> NetworkPart | None:
+    """The network that the headline is about: the most robust one, adversarially trained if there is such."""
+    trained = [p for p in evaluated if training(p) != "standard"] or list(evaluated)
+    return max(trained, key=lambda p: (robust(p) or ("", 0.0))[1], default=None)
+
+
+def robust(part: NetworkPart) -> tuple[str, float] | None:
+    """The attack that tells most about the network, and its accuracy: the union, else the worst."""
+    union = tables.entry(part, "union").get("accuracy")
+    if union is not None:
+        return "union", union
+    found = {a: tables.entry(part, a).get("accuracy") for a in tables.attacks_of([part])}
+    known = {a: v for a, v in found.items() if v is not None}
+    worst = min(known, key=lambda a: known[a], default=None)
+    return None if worst is None else (worst, known[worst])
+
+
+def _result_sentences(main: NetworkPart | None, evaluated: Sequence[NetworkPart]) -> list[str]:
+    clean = tables.entry(main, "clean").get("accuracy") if main else None
+    if not main or clean is None:
+        return []
+    worst = robust(main)
+    names = [attack_name(a) for a in tables.attacks_of([main])]
+    kind = {"standard": "trained on clean images", None: "evaluated"}.get(training(main), "trained adversarially")
+    network = f"The network {kind}" if len(evaluated) < 3 else f"{main.name}, the most robust of {len(evaluated)},"
+    out = f"{network} classifies {percent(clean)} of the clean images correctly"
+    if worst:
+        under = "under every attack tried" if worst[0] == "union" else f"under {attack_name(worst[0])}"
+        tried = f" ({', '.join(names)})" if worst[0] == "union" else ""
+        out += f", and keeps {percent(worst[1])} {under}{tried}"
+    sentences = [out + "."]
+    others = [p for p in evaluated if training(p) == "standard" and p is not main]
+    if len(others) == 1 and (kept := robust(others[0])) and (c := tables.entry(others[0], "clean").get("accuracy")):
+        same = others[0].genotype == main.genotype and others[0].arch == main.arch
+        who = "The same architecture" if same else others[0].arch
+        sentences.append(f"{who}, trained on clean images, classifies {percent(c)} and keeps {percent(kept[1])}.")
+    return sentences
+
+
+def _search_sentence(part: SearchPart) -> str | None:
+    F, H = (_last(part, key) for key in ("F", "H"))
+    if F is None:
+        return None
+    if H is None:
+        return f"The search ended with a network vulnerability F of {short(F)}, without a bound."
+    if H > 0 and F <= H:
+        return f"The search brought the network vulnerability F to {short(F)}, under its bound H = {short(H)}."
+    return f"The search left the network vulnerability F at {short(F)}, above its bound H = {short(H)}."
+
+
+def _last(part: SearchPart, *keys: str) -> float | None:
+    return next((v for v in reversed(part.column(*keys)) if v is not None), None)
+
+
+def _progress(searches: Sequence[SearchPart], networks: Sequence[NetworkPart]) -> str:
+    parts = [*searches, *networks]
+    return "; ".join(f"{p.name}: {len(p.epochs)} epochs logged" for p in parts) + ". Nothing is evaluated yet."
+
+
+def _tiles(main: NetworkPart, searches: Sequence[SearchPart]) -> Html:
+    attacks = tables.attacks_of([main])
+    shown = ["clean", *([a for a in ("pgd20", "aa") if a in attacks] or attacks[:1])]
+    if tables.entry(main, "union").get("accuracy") is not None and len(attacks) > 1:
+        shown.append("union")
+    tiles = []
+    for name in shown:
+        found = tables.entry(main, name)
+        if found.get("accuracy") is None:
+            continue
+        label = {"clean": "Clean accuracy", "union": "Under all attacks"}.get(name, f"Under {attack_name(name)}")
+        interval = found.get("interval")
+        note = f"95 % interval {100 * interval[0]:.1f}–{100 * interval[1]:.1f}" if interval else ""
+        role = "clean" if name == "clean" else "adversarial"
+        tiles.append(_tile(label, percent(found["accuracy"]), note, role))
+    if len(searches) == 1:
+        F, H = (_last(searches[0], key) for key in ("F", "H"))
+        if F is not None and H:
+            tiles.append(_tile("Vulnerability F / bound H", f"{F / H:.2f}", f"{short(F)} of {short(H)}", None))
+    return el("dl", *tiles, class_="figures")
+
+
+def _tile(label: str, value: str, note: str, role: str | None) -> Html:
+    return el("div", el("dt", label), el("dd", el("b", value, class_=role), el("span", note)))
+
+
+def _warnings(searches: Sequence[SearchPart], networks: Sequence[NetworkPart]) -> Html | None:
+    texts = [f"{p.name}: {w}" for p in networks for w in (p.evaluation or {}).get("warnings", [])]
+    for p in (*searches, *networks):
+        texts += [f"{p.name}: {n.get('message') or n.get('text') or n}" for n in p.notes if n.get("event") == "warning"]
+    texts += [
+        f"{p.name}: the search is not finished; the cell is that of epoch {len(p.epochs)}."
+        for p in searches
+        if not p.finished and p.epochs
+    ]
+    if not texts:
+        return None
+    items = (el("li", text) for text in texts)
+    return el("div", el("h2", "Read with care"), el("ul", *items), class_="warnings", role="note")
+
+
+# --- the sections ---------------------------------------------------------------------------------------------------
+
+
+def _results(evaluated: Sequence[NetworkPart]) -> Section | None:
+    if not evaluated:
+        return None
+    parts = [tables.results_table(evaluated), _chart_card(evaluated)]
+    shows_cw = any("cw" in tables.attacks_of([p]) for p in evaluated)
+    comparison = _comparison(evaluated)
+    if comparison:
+        parts += [el("h3", "Compared image by image"), comparison]
+    data = {str((p.evaluation or {}).get("dataset")) for p in evaluated}
+    for dataset in PAPER_TABLES:
+        if dataset in data:
+            note = (
+                "The paper trained for 600 epochs at its full size on all images; compare only what was trained and "
+                "evaluated like that."
+            )
+            parts += [el("h3", "Beside the paper"), el("p", note, class_="note")]
+            parts.append(
+                tables.paper_table([p for p in evaluated if (p.evaluation or {}).get("dataset") == dataset], dataset)
+            )
+            shows_cw = True
+    if shows_cw:
+        parts.append(el("p", CW_CAVEAT, class_="note"))
+    return "results", "Results", join(*parts)
+
+
+def _chart_card(evaluated: Sequence[NetworkPart]) -> Html:
+    return el("div", figures.accuracy_chart(evaluated), class_="cell card")
+
+
+def _comparison(evaluated: Sequence[NetworkPart], most: int = 6) -> Html | None:
+    """Paired tests, where the evaluations are of the same images; pairs multiply, so only for a few networks."""
+    if not 2 <= len(evaluated) <= most:
+        return None
+    try:
+        rows: list[Comparison] = compare_networks(evaluated)
+    except RnasError as e:
+        return el("p", f"Not compared: {e}.", class_="note")
+    return tables.comparison_table(rows)
+
+
+def _architecture(searches: Sequence[SearchPart], networks: Sequence[NetworkPart]) -> Section | None:
+    """Every different architecture once, with the names of those that have it."""
+    owners: dict[Genotype, list[Part]] = {}
+    for part in (*searches, *networks):
+        if isinstance(part, SearchPart | NetworkPart) and isinstance(part.genotype, Genotype):
+            owners.setdefault(part.genotype, []).append(part)
+    if not owners:
+        return None
+    blocks = []
+    for genotype, parts in owners.items():
+        names = ", ".join(part.name for part in parts)
+        if len(owners) > 1:
+            blocks.append(el("h3", names))
+        for kind, cell in (("normal", genotype.normal), ("reduce", genotype.reduce)):
+            blocks.append(_cell_figure(cell, kind, names))
+    note = (
+        "Read from left to right. A node adds up what its operations make of earlier states; "
+        "the cell's output joins the channels of its nodes."
+    )
+    if any(g.reduce for g in owners):
+        note += " ↓2: this operation halves height and width."
+    return "cells", "The cells", join(el("p", note), *blocks)
+
+
+def _cell_figure(cell: Cell, kind: str, names: str) -> Html:
+    drawing = draw_cell(cell, kind, names)
+    # Never larger than life: a shallow cell beside a deep one has letters of the same size.
+    svg = Html(
+        drawing.svg(min_width=0.72 * drawing.width).replace('style="', f'style="max-width:{drawing.width:.0f}px;', 1)
+    )
+    label = f"{TITLES[kind]}, drawing"
+    return el(
+        "figure",
+        el("figcaption", TITLES[kind]),
+        el("div", svg, class_="scroll", tabindex=0, role="region", aria_label=label),
+        class_="cell card",
+    )
+
+
+def _course(searches: Sequence[SearchPart]) -> Section | None:
+    def charts(part: SearchPart) -> Html | None:
+        found = figures.search_charts(part)
+        return el("div", *found, class_="grid") if found else None
+
+    return _per_search(searches, "search", "The search", charts)
+
+
+def _per_search(
+    searches: Sequence[SearchPart], anchor: str, heading: str, make: Callable[[SearchPart], Html | None]
+) -> Section | None:
+    blocks: list[Html] = []
+    for part in searches:
+        content = make(part)
+        if content:
+            blocks += [el("h3", part.name)] if len(searches) > 1 else []
+            blocks.append(content)
+    return (anchor, heading, join(*blocks)) if blocks else None
+
+
+def _alphas(searches: Sequence[SearchPart]) -> Section | None:
+    def both(part: SearchPart) -> Html | None:
+        if not part.alphas:
+            return None
+        blocks = []
+        for kind in ("normal", "reduce"):
+            cell = getattr(part.genotype, kind) if part.genotype else None
+            blocks += [el("h3", TITLES[kind]), figures.alpha_grid(part, kind, cell)]
+        return join(*blocks)
+
+    found = _per_search(searches, "alpha", "How the architecture weights moved", both)
+    if not found:
+        return None
+    note = el(
+        "p",
+        "Softmax of α over the epochs, one chart for each edge: rows are the nodes that an edge enters, columns the "
+        "states that it comes from. The cell keeps two edges of each node (framed), each with its strongest operation "
+        "besides none.",
+    )
+    return found[0], found[1], join(note, found[2])
+
+
+def _training(networks: Sequence[NetworkPart]) -> Section | None:
+    charts = figures.training_charts(networks)
+    if not charts:
+        return None
+    times = [
+        f"{p.name}: {count(len(p.epochs))} epochs in {duration(sum(v for v in p.column('seconds') if v is not None))}"
+        for p in networks
+        if p.epochs
+    ]
+    return "training", "Training", join(el("p", "; ".join(times) + "."), el("div", *charts, class_="grid"))
+
+
+def _distortion(networks: Sequence[NetworkPart]) -> Section | None:
+    chart = figures.distortion_chart(networks)
+    note = "How far an attack moves the features of each layer, from the first layer (top) to the last."
+    return ("distortion", "Distortion by layer", join(el("p", note), chart)) if chart else None
+
+
+def _examples(networks: Sequence[NetworkPart]) -> Section | None:
+    blocks: list[Html] = []
+    having = [p for p in networks if p.examples and len(p.examples.clean)]
+    for part in having:
+        assert part.examples is not None
+        blocks += [el("h3", part.name)] if len(having) > 1 else []
+        blocks.append(figures.example_figures(part, part.examples))
+    return ("examples", "Examples", join(*blocks)) if blocks else None
+
+
+def _classes(evaluated: Sequence[NetworkPart]) -> Section | None:
+    charts, details = [], []
+    for part in evaluated:
+        rows = figures.class_rows(part)
+        if rows:
+            charts.append(figures.class_chart(part, rows))
+            details.append(
+                el(
+                    "details",
+                    el("summary", f"{part.name}: all {len(rows)} classes as a table"),
+                    tables.class_table(rows),
+                )
+            )
+    return ("classes", "By class", join(el("div", *charts, class_="grid"), el("p"), *details)) if charts else None
+
+
+def _settings(parts: Sequence[Part]) -> Section | None:
+    blocks: list[Html] = []
+    commands = list(dict.fromkeys(str(p.environment["command"]) for p in parts if p.environment.get("command")))
+    if commands:
+        blocks += [el("h3", "The command that made it"), el("pre", el("code", "\n".join(commands)), tabindex=0)]
+    groups = (
+        ("Settings of the search", [p for p in parts if isinstance(p, SearchPart) and p.settings], "settings"),
+        ("Settings of the training", [p for p in parts if isinstance(p, NetworkPart) and p.settings], "settings"),
+        ("Environment", [p for p in parts if p.environment], "environment"),
+    )
+    for label, having, field in groups:
+        if having:
+            blocks.append(el("details", el("summary", label), tables.record_table(having, field, label)))
+    return ("settings", "Settings and reproduction", join(*blocks)) if blocks else None

@@ -1,0 +1,212 @@
+"""The page's tables. Every one of results can be sorted by a click or a key on its headings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rnas import paper
+from rnas.report import compare
+from rnas.report.charts import percent
+from rnas.report.html import Html, el
+from rnas.report.read import NetworkPart, Part, Record
+from rnas.report.words import PAPER_TABLES, attack_name, count, duration, training
+
+NO_VALUE = "–"
+
+
+def _head(*names: str, text: tuple[int, ...] = (0,)) -> Html:
+    cells = (el("th", name, scope="col", class_="text" if i in text else None) for i, name in enumerate(names))
+    return el("thead", el("tr", *cells))
+
+
+def _card(table: Html, label: str) -> Html:
+    """A table that scrolls by itself where it is too wide for the screen; `tabindex` lets the keyboard scroll it."""
+    return el("div", table, class_="scroll card", tabindex=0, role="region", aria_label=label)
+
+
+def attacks_of(networks: Sequence[NetworkPart]) -> list[str]:
+    """The attacks of all evaluations, in the order in which they first appear."""
+    names: dict[str, None] = {}
+    for part in networks:
+        names.update(dict.fromkeys((part.evaluation or {}).get("attacks", {})))
+    return list(names)
+
+
+def entry(part: NetworkPart, attack: str) -> Record:
+    """What the evaluation says of `attack`, `clean` or `union`; empty if nothing."""
+    evaluation = part.evaluation or {}
+    found = evaluation.get(attack) if attack in ("clean", "union") else evaluation["attacks"].get(attack)
+    return found or {}
+
+
+def paper_row(part: NetworkPart) -> dict[str, float | str | None]:
+    """The paper's row for this architecture on this data set, with the keys of its attacks; empty if it has none."""
+    number = PAPER_TABLES.get(str((part.evaluation or {}).get("dataset")))
+    if number is None:
+        return {}
+    known = {p.name: p.table_name or p.name for p in paper.architectures().values()}
+    name = known.get(part.arch)
+    row = next((row for row in paper.table(number) if row["model"] == name), {})
+    prefix = ("st_" if training(part) == "standard" else "at_") if number == 1 else ""
+    return {key.removeprefix(prefix): value for key, value in row.items() if key.startswith(prefix) or key == "model"}
+
+
+def results_table(networks: Sequence[NetworkPart]) -> Html:
+    """Networks by attacks: accuracy, its interval, the seconds, and the paper's figure where it has one."""
+    attacks = attacks_of(networks)
+    columns = ["clean", *attacks, *(["union"] if any(entry(p, "union") for p in networks) else [])]
+    best = {c: max((entry(p, c).get("accuracy") or 0.0) for p in networks) for c in columns}
+    rows = []
+    for part in networks:
+        published = paper_row(part)
+        evaluation = part.evaluation or {}
+        about = [part.arch if part.arch != "genotype" else "the cell found", training(part)]
+        parameters = part.model.get("parameters")
+        about += [f"{count(parameters)} parameters"] if isinstance(parameters, int) else []
+        cells = [
+            _result(entry(part, c), published.get(c), len(networks) > 1 and entry(part, c).get("accuracy") == best[c])
+            for c in columns
+        ]
+        n = evaluation.get("n")
+        rows.append(
+            el(
+                "tr",
+                el("th", part.name, el("small", ", ".join(a for a in about if a)), scope="row"),
+                *cells,
+                el("td", count(int(n)) if n is not None else NO_VALUE, data_value=n),
+            )
+        )
+    caption = "Accuracy with its 95 % Wilson interval"
+    caption += (
+        " and the seconds that the attack took."
+        if any("seconds" in entry(p, a) for p in networks for a in attacks)
+        else "."
+    )
+    if "union" in columns:
+        caption += " Union: images that withstand every attack here."
+    table = el(
+        "table",
+        el("caption", caption),
+        _head("Network", *(attack_name(c) for c in columns), "Images"),
+        el("tbody", *rows),
+        data_sortable=True,
+    )
+    return _card(table, "Accuracy of every network under every attack")
+
+
+def _result(found: Record, published: float | str | None, best: bool) -> Html:
+    accuracy, interval = found.get("accuracy"), found.get("interval")
+    if accuracy is None:
+        return el("td", NO_VALUE, data_value="")
+    lines = [el("small", f"{100 * interval[0]:.1f}–{100 * interval[1]:.1f}")] if interval else []
+    if found.get("seconds") is not None:
+        lines.append(el("small", duration(found["seconds"])))
+    if isinstance(published, float):
+        lines.append(el("small", f"paper {published:.1f}"))
+    return el("td", el("span", percent(accuracy), class_="best" if best else None), *lines, data_value=accuracy)
+
+
+def paper_table(networks: Sequence[NetworkPart], dataset: str) -> Html:
+    """The paper's table for `dataset` with the measured networks among its rows."""
+    number = PAPER_TABLES[dataset]
+    prefix = "at_" if number == 1 else ""
+    keys = ["clean", "fgsm", "pgd20", "pgd100", "cw", "aa"]
+    rows = []
+    for row in paper.table(number):
+        values = [row.get(prefix + key) for key in keys]
+        rows.append(_paper_cells(str(row["model"]), values, None))
+    for part in networks:
+        if training(part) != "standard":
+            accuracies = [entry(part, key).get("accuracy") for key in keys]
+            rows.append(_paper_cells(part.name, [None if a is None else 100 * a for a in accuracies], "ours"))
+    names = ["Clean", "FGSM", "PGD-20", "PGD-100", "C&W", "AutoAttack"]
+    table = el(
+        "table",
+        el(
+            "caption",
+            f"Percent. The paper's Table {number} (adversarial training), and in colour the networks of this page.",
+        ),
+        _head("Network", *names),
+        el("tbody", *rows),
+        data_sortable=True,
+    )
+    return _card(table, f"The paper's Table {number} beside the networks of this page")
+
+
+def _paper_cells(name: str, values: Sequence[Any], class_: str | None) -> Html:
+    cells = (el("td", NO_VALUE if v is None else f"{v:.1f}", data_value="" if v is None else v) for v in values)
+    return el("tr", el("th", name, scope="row"), *cells, class_=class_)
+
+
+def comparison_table(rows: Sequence[compare.Comparison]) -> Html:
+    """Paired comparisons: differences with intervals and p-values."""
+    body = [
+        el(
+            "tr",
+            el("th", f"{r.a} − {r.b}", scope="row"),
+            el("td", attack_name(r.attack), class_="text"),
+            el("td", f"{100 * r.difference:+.1f}".replace("-", "−"), data_value=r.difference),
+            el(
+                "td",
+                f"{100 * r.interval[0]:+.1f} to {100 * r.interval[1]:+.1f}".replace("-", "−"),
+                data_value=r.interval[0],
+            ),
+            el("td", str(r.only_a), data_value=r.only_a),
+            el("td", str(r.only_b), data_value=r.only_b),
+            el("td", compare.p_value(r.p_holm), data_value=r.p_holm),
+            el("td", compare.verdict(r), class_="text"),
+        )
+        for r in rows
+    ]
+    caption = (
+        "Difference in percentage points with its 95 % interval for paired proportions (adjusted Wald, Bonett and "
+        "Price 2012); images that only one of the two classifies correctly; p of McNemar's exact test, corrected for "
+        "all rows (Holm)."
+    )
+    head = _head(
+        "Networks", "Attack", "Difference", "95 % interval", "Only first", "Only second", "p", "Verdict", text=(0, 1, 7)
+    )
+    table = el("table", el("caption", caption), head, el("tbody", *body), data_sortable=True)
+    return _card(table, "Paired comparisons")
+
+
+def record_table(parts: Sequence[Part], field: str, label: str) -> Html:
+    """The settings or environments of `parts`, one column each."""
+    columns = [dict(_flatten(getattr(part, field))) for part in parts]
+    keys = list(dict.fromkeys(key for column in columns for key in column))
+    rows = (
+        el("tr", el("th", key, scope="row"), *(el("td", column.get(key, NO_VALUE)) for column in columns))
+        for key in keys
+    )
+    table = el("table", _head(label, *(part.name for part in parts)), el("tbody", *rows), class_="settings")
+    return el("div", table, class_="scroll", tabindex=0, role="region", aria_label=label)
+
+
+def _flatten(record: Record, prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in record.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{key}.")
+        elif isinstance(value, str):
+            yield prefix + key, value
+        elif isinstance(value, list):
+            yield prefix + key, " ".join(v if isinstance(v, str) else json.dumps(v) for v in value)
+        else:
+            yield prefix + key, json.dumps(value)
+
+
+def class_table(rows: Sequence[tuple[str, int, float, float]]) -> Html:
+    """Classes: images, clean and robust accuracy."""
+    body = (
+        el(
+            "tr",
+            el("th", name, scope="row"),
+            el("td", str(n), data_value=n),
+            el("td", percent(clean), data_value=clean),
+            el("td", percent(robust), data_value=robust),
+        )
+        for name, n, clean, robust in rows
+    )
+    table = el("table", _head("Class", "Images", "Clean", "Under all attacks"), el("tbody", *body), data_sortable=True)
+    return _card(table, "Accuracy of every class")
