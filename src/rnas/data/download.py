@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import http.client
 import os
@@ -49,19 +50,17 @@ def fetch(remote: Remote, folder: Path, mirror: str | None = None, progress: Pro
     """The file `remote` in `folder`, downloaded if it is not there; its path.
 
     A transfer that breaks off is continued, at once and by the next call. `mirror` is the address of a folder that
-    holds the file. Two processes that ask for the same file take turns. RnasError if the server cannot be reached or
-    has another file, or if the disk is full.
+    holds the file. RnasError if the server cannot be reached or has another file, or if the disk is full.
     """
     target, part = folder / remote.file, folder / f"{remote.file}.part"
     url = f"{_checked(mirror)}/{remote.file}" if mirror else remote.url
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder / f".{remote.file}.lock"):
-            if target.exists():
-                verify(remote, target, progress)
-                return target
-            _complete(remote, url, part, progress)
-            _accept(remote, part, target, url, progress)
+        if target.exists():
+            verify(remote, target, progress)
+            return target
+        _complete(remote, url, part, progress)
+        _accept(remote, part, target, url, progress)
     except OSError as e:
         raise RnasError(disk_error(e, target, remote.size)) from e
     return target
@@ -84,16 +83,26 @@ def disk_error(e: OSError, path: Path, size: int) -> str:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file `path`, waiting until no other process does. Without effect where there is no flock."""
+    """Hold the lock file `path`, waiting until no one else does. Without effect where there are no such locks."""
     try:
         import fcntl
     except ImportError:  # Windows
         yield
         return
-    with open(path, "wb") as f:
-        fcntl.flock(f, fcntl.LOCK_EX)
-        yield
-        path.unlink(missing_ok=True)
+    while True:
+        with open(path, "wb") as f:
+            try:
+                fcntl.flock(f, fcntl.LOCK_EX)
+            except OSError as e:
+                if e.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):  # some network file systems
+                    raise
+            if not (path.exists() and os.path.samestat(os.fstat(f.fileno()), path.stat())):
+                continue  # who held it has removed the file: another may hold its successor
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
 
 
 def verify(remote: Remote, path: Path, progress: Progress | None = None) -> None:

@@ -19,7 +19,7 @@ from rnas.data.archives import unpack
 from rnas.data.arrays import resize
 from rnas.data.cache import Decoding, Progress, cached, fingerprint
 from rnas.data.dataset import Dataset
-from rnas.data.download import Remote, fetch, verify
+from rnas.data.download import Remote, fetch, locked, verify
 from rnas.data.images import decode_all
 from rnas.errors import RnasError
 
@@ -63,12 +63,26 @@ def obtain(
     official: Official, root: Path, mirror: str | None = None, progress: Progress | None = None
 ) -> tuple[Path, bool]:
     """The folder of the data set, and whether anything was done: what is missing below `root` is unpacked from an
-    archive that lies there or is downloaded. `mirror`, or else $RNAS_MIRROR, replaces the official addresses.
-    RnasError as `fetch` and `unpack`.
+    archive that lies there or is downloaded. `mirror`, or else $RNAS_MIRROR, replaces the official addresses. Two
+    processes take turns. RnasError as `fetch` and `unpack`.
     """
     if (folder := locate(official, root)) is not None:
         return folder, False
-    mirror = mirror or os.environ.get("RNAS_MIRROR") or None
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with locked(root / f".{official.name}.lock"):
+            if (folder := locate(official, root)) is None:
+                _obtain(official, root, mirror or os.environ.get("RNAS_MIRROR") or None, progress)
+                folder = locate(official, root)
+    except OSError as e:
+        raise RnasError(f"cannot write to {root}: {e.strerror or e}; choose another place with --data-root") from e
+    if folder is None:
+        missing = [name for name in official.files if not (root / official.folder / name).exists()]
+        raise RnasError(f"{root / official.folder} lacks {', '.join(missing)}: remove it and start again")
+    return folder, True
+
+
+def _obtain(official: Official, root: Path, mirror: str | None, progress: Progress | None) -> None:
     for remote in official.remotes:
         if not official.limit:
             if not (root / official.folder / remote.file).exists():
@@ -83,11 +97,6 @@ def obtain(
         unpack(archive, root, official.folder, official.limit, progress)
         if ours:
             archive.unlink()
-    folder = locate(official, root)
-    if folder is None:
-        missing = [name for name in official.files if not (root / official.folder / name).exists()]
-        raise RnasError(f"{root / official.folder} lacks {', '.join(missing)}: remove it and start again")
-    return folder, True
 
 
 def named(
