@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ def _find(
 ) -> Dataset:
     from rnas.data import arrays, folders, official
 
-    path = Path(spec).expanduser()
+    path = Path(os.path.expanduser(spec))  # unlike Path.expanduser, leaves what it does not know
     own_folder = spec not in NAMES and path.is_dir()
     if test_fraction is not None and not own_folder:
         raise RnasError(f"{spec} has a test split of its own: a test fraction is for folders without one")

@@ -251,7 +251,11 @@ def _tiny_labelled(folder: Path) -> tuple[tuple[str, ...], list[tuple[str, int]]
     """The classes, sorted, and the labelled files of both splits."""
     wnids = sorted(line.strip() for line in _lines(folder / "wnids.txt"))
     label = {wnid: k for k, wnid in enumerate(wnids)}
-    if len(label) < 2 or len(label) < len(wnids) or any(Path(wnid).name != wnid for wnid in wnids):
+    if (
+        len(label) < 2
+        or len(label) < len(wnids)
+        or any(Path(wnid).name != wnid or not wnid.isprintable() for wnid in wnids)
+    ):
         raise RnasError(f"{folder / 'wnids.txt'} is no list of two or more class folders, each named once")
     train = []
     for wnid, k in label.items():
