@@ -97,18 +97,21 @@ def _neighbours(graph: _Graph) -> tuple[dict[Key, list[Key]], dict[Key, list[Key
     return before, after
 
 
-def _cost(layers: Sequence[Sequence[Key]], after: dict[Key, list[Key]]) -> tuple[int, float]:
-    """Crossings, then the total of how far lines climb."""
+def _cost(layers: Sequence[Sequence[Key]], after: dict[Key, list[Key]]) -> tuple[int, int, float]:
+    """Crossings, then nodes above ones with smaller numbers, then the total of how far lines climb."""
     crossings, climb = 0, 0.0
     for left, right in pairwise(layers):
         place = {key: i for i, key in enumerate(right)}
         ends = [(i, place[b]) for i, a in enumerate(left) for b in after[a]]
         crossings += sum((a - c) * (b - d) < 0 for k, (a, b) in enumerate(ends) for c, d in ends[:k])
         climb += sum(abs((a + 0.5) / len(left) - (b + 0.5) / len(right)) for a, b in ends)
-    return crossings, climb
+    turned = sum(
+        a[0] == b[0] == "state" and a[1] > b[1] for layer in layers for i, b in enumerate(layer) for a in layer[:i]
+    )
+    return crossings, turned, climb
 
 
-def _sort(graph: _Graph, starts: int = 16, sweeps: int = 8) -> None:
+def _sort(graph: _Graph, starts: int = 24, sweeps: int = 8) -> None:
     """Order every layer for few crossings: barycentre sweeps from several seeded starts; the best one stays.
 
     The inputs keep their order, c_{k-2} above c_{k-1}."""
@@ -192,8 +195,10 @@ def draw_cell(cell: Cell, kind: str, title: str | None = None) -> Drawing:
         left[i], right[i] = x, x + width
         x += width
     margin = 12.0
-    top = min(graph.y[k] - graph.height[k] / 2 for k in graph.y) - margin
-    bottom = max(graph.y[k] + graph.height[k] / 2 for k in graph.y) + margin
+    ends = [graph.y[key] for key in graph.layers[out]]
+    high, low = min(ends) - 20, max(ends) + 20  # the output's box
+    top = min(high, *(graph.y[k] - graph.height[k] / 2 for k in graph.y)) - margin
+    bottom = max(low, *(graph.y[k] + graph.height[k] / 2 for k in graph.y)) + margin
     label = f"{TITLES.get(kind, kind)}{f' of {title}' if title else ''}"
     drawing = Drawing(x + 40, bottom - top, label, describe_cell(cell))
     layer_of = {key: i for i, layer in enumerate(graph.layers) for key in layer}
@@ -232,8 +237,7 @@ def draw_cell(cell: Cell, kind: str, title: str | None = None) -> Drawing:
                 case (_, state, _):
                     boxes.append(Dot((x0 + x1) / 2, y, STATE, fill="surface", stroke="ink", line=1.6))
                     boxes.append(Text((x0 + x1) / 2, y + 5, state_name(state), 14.5, "ink", "middle", bold=True))
-    ends = [graph.y[key] - top for key in graph.layers[out]]
-    high, low = min(ends) - 20, max(ends) + 20
+    high, low = high - top, low - top
     boxes.append(Box(left[out], high, 22, low - high, 7, fill="sunken", stroke="soft", line=1.4))
     middle = (high + low) / 2
     boxes.append(Line((right[out], middle), (((right[out] + 14, middle),),), stroke="rail", width=1.8))

@@ -11,6 +11,7 @@ from rnas.report.drawing import Box, Dot, Drawing, Point, Text, polyline, text_w
 from rnas.report.spread import spread
 
 WIDTH = 360.0
+RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 Values = Sequence[float | None]
 Format = Callable[[float], str]
 
@@ -33,13 +34,14 @@ def percent(value: float) -> str:
 
 
 def short(value: float) -> str:
-    """About three figures, as people write them: 0.123, 12.3, 1.2e-4."""
+    """About three figures, as people write them: 0.123, 12.3, 1.2·10⁻⁴."""
     if value == 0:
         return "0"
     if 1e-3 <= abs(value) < 1e5:
         return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}".replace(",", "\u202f")
     mantissa, exponent = f"{value:.1e}".split("e")
-    return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
+    power = f"10{str(int(exponent)).translate(RAISED)}"
+    return power if mantissa == "1.0" else f"{mantissa.removesuffix('.0')}·{power}"
 
 
 def ticks(low: float, high: float, about: int = 4) -> list[float]:
@@ -105,10 +107,10 @@ def line_chart(
     for mark in marks:
         out.shapes.append(polyline([(left, up(mark)), (right, up(mark))], stroke="rule", width=1))
         out.shapes.append(Text(left - 6, up(mark) + 4, form(mark), 11, "soft", "end"))
-    for mark in sorted({round(m) for m in ticks(first, last, 5)} & set(range(first, last + 1))):
-        out.shapes.append(Text(across(mark), height - 8, str(mark), 11, "soft", "middle"))
-    if not any(isinstance(s, Text) and s.text == "epoch" for s in out.shapes):
-        out.shapes.append(Text(right + 8, height - 8, "epoch", 11, "faint"))
+    for i, mark in enumerate(sorted({round(m) for m in ticks(first, last, 5)} & set(range(first, last + 1)))):
+        out.shapes.append(
+            Text(across(mark), height - 8, f"epoch {mark}" if i == 0 else str(mark), 11, "soft", "middle")
+        )
     for s in series:
         for piece in _pieces(
             [
@@ -170,7 +172,7 @@ def _label_ends(
     out: Drawing, ends: Sequence[tuple[Series, float, float]], right: float, above: float, below: float
 ) -> None:
     ends = sorted(ends, key=lambda end: end[2])
-    places = spread([y for _, _, y in ends], [14.0] * (len(ends) - 1))
+    places = spread([y for _, _, y in ends], [15.0] * (len(ends) - 1))
     if places:  # push back into the chart what pooling moved out of it
         shift = min(0.0, below - places[-1]) or max(0.0, above - places[0])
         places = [y + shift for y in places]
@@ -207,7 +209,7 @@ def dot_chart(
     numbers = [v for m in marks for v in (m.value, *(m.interval or ())) if v > 0 or not log]
     bottom, top = _range(numbers, low, high, log)
     left = 10 + min(max((text_width(name, 12) for name, _ in rows), default=0.0), 0.42 * width)
-    right = width - (16 + text_width("100.0 %", 12) if values else 16)
+    right = width - (28 + text_width("100.0 %", 12) if values else 16)
     pitch = 14.0
 
     def row_height(row: Sequence[Mark | None]) -> float:
@@ -221,7 +223,7 @@ def dot_chart(
         return left + 6 + min(max(share, 0.0), 1.0) * (right - left - 6)
 
     ground = height - 24
-    for tick in log_ticks(bottom, top) if log else ticks(bottom, top, 4):
+    for tick in log_ticks(bottom, top) if log else ticks(bottom, top, 5):
         out.shapes.append(polyline([(across(tick), 4), (across(tick), ground)], stroke="rule", width=1))
         out.shapes.append(
             Text(across(tick), height - 8, form(tick).replace(".0\u202f%", "\u202f%"), 11, "soft", "middle")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from rnas.report.cells import pretty, state_name
 from rnas.report.charts import Format, Mark, Series, dot_chart, line_chart, percent, short
 from rnas.report.drawing import Drawing, Text, polyline
 from rnas.report.html import Html, el, join
-from rnas.report.read import Examples, NetworkPart, SearchPart
+from rnas.report.read import Examples, NetworkPart, Record, SearchPart
 from rnas.report.tables import attacks_of, entry
 from rnas.report.words import attack_name
 
@@ -31,8 +32,8 @@ def figure(drawing: Drawing, caption: str, note: str | None = None, class_: str 
 
 def math_name(text: str) -> Html:
     """`c_{k-2}` with a real subscript."""
-    head, _, tail = text.partition("_{")
-    return join(head, el("sub", tail.rstrip("}")) if tail else None)
+    parts = re.split(r"_\{(.*?)\}", text)
+    return join(*(el("sub", part) if i % 2 else part for i, part in enumerate(parts)))
 
 
 # --- a search -------------------------------------------------------------------------------------------------------
@@ -218,13 +219,16 @@ def accuracy_chart(networks: Sequence[NetworkPart]) -> Html:
         + "."
         for i, part in enumerate(networks)
     )
-    chart = dot_chart(rows, title=title, description=described, low=0.0, high=1.0, width=720, values=True)
+    chart = dot_chart(rows, title=title, description=described, low=0.0, high=1.0, width=400, values=True)
+    return el("figure", _network_legend(enumerate(networks)) if len(networks) > 1 else None, Html(chart.svg()))
+
+
+def _network_legend(networks: Iterable[tuple[int, NetworkPart]]) -> Html:
     keys = (
         el("li", el("span", style=f"border-color:var(--{theme.series(i)})", aria_hidden="true"), part.name)
-        for i, part in enumerate(networks)
+        for i, part in networks
     )
-    legend = el("ul", *keys, class_="legend") if len(networks) > 1 else None
-    return el("figure", legend, el("div", Html(chart.svg(min_width=340))))
+    return el("ul", *keys, class_="legend")
 
 
 def _mark(part: NetworkPart, attack: str, role: str) -> Mark | None:
@@ -271,23 +275,24 @@ def distortion_chart(networks: Sequence[NetworkPart]) -> Html | None:
     if not having:
         return None
     charts = []
-    groups: dict[tuple[str, ...], list[tuple[int, NetworkPart, dict[str, object]]]] = {}
+    groups: dict[tuple[str, ...], list[tuple[int, NetworkPart, Record]]] = {}
     for i, part, distortion in having:
         groups.setdefault(tuple(map(str, distortion["layers"])), []).append((i, part, distortion))
     for layers, members in groups.items():
         rows = [
-            (layer, [Mark(float(d["vulnerability"][k]), theme.series(i)) for i, _, d in members])  # type: ignore[index]
+            (layer, [Mark(float(d["vulnerability"][k]), theme.series(i)) for i, _, d in members])
             for k, layer in enumerate(layers)
         ]
-        title = "Distortion by layer of " + ", ".join(part.name for _, part, _ in members)
+        names = ", ".join(part.name for _, part, _ in members)
         described = "From the first layer to the last: " + "; ".join(
-            f"{part.name} " + ", ".join(short(float(v)) for v in d["vulnerability"])  # type: ignore[attr-defined]
-            for _, part, d in members
+            f"{part.name} " + ", ".join(short(float(v)) for v in d["vulnerability"]) for _, part, d in members
         )
         if all(m.value <= 0 for _, marks in rows for m in marks):
             continue
-        chart = dot_chart(rows, title=title, description=described + ".", form=short, log=True, width=560, join=True)
-        charts.append(figure(chart, title, "Mean channel vulnerability f of each layer (Eq. 4), logarithmic."))
+        title = f"Distortion by layer of {names}"
+        chart = dot_chart(rows, title=title, description=described + ".", form=short, log=True, join=True)
+        legend = _network_legend((i, part) for i, part, _ in members)
+        charts.append(el("figure", legend, Html(chart.svg())))
     return el("div", *charts, class_="grid") if charts else None
 
 

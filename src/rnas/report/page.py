@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import NamedTuple
 
 from rnas.errors import RnasError
 from rnas.files import write_text
@@ -27,7 +28,14 @@ from rnas.report.words import (
     training,
 )
 
-Section = tuple[str, str, Html]  # anchor, heading, content
+
+class Section(NamedTuple):
+    """A section of the page; `link` is its short name in the bar at the top."""
+
+    anchor: str
+    link: str
+    heading: str
+    content: Html
 
 
 def write_report(runs: Sequence[Path], out: Path, title: str | None = None) -> None:
@@ -73,7 +81,7 @@ def page(parts: Sequence[Part], title: str) -> str:
         el("title", f"{title} · rnas"),
         el("style", Html(style)),
     )
-    links = (el("li", el("a", heading, href=f"#{anchor}")) for anchor, heading, _ in sections)
+    links = (el("li", el("a", s.link, href=f"#{s.anchor}")) for s in sections)
     bar = el(
         "nav",
         el("div", el("ul", *links), el("button", "Theme: auto", id="theme", type="button", hidden=True), class_="wrap"),
@@ -87,7 +95,7 @@ def page(parts: Sequence[Part], title: str) -> str:
         el(
             "main",
             _top(title, searches, networks, evaluated),
-            *(el("section", el("h2", heading), content, id=anchor) for anchor, heading, content in sections),
+            *(el("section", el("h2", s.heading), s.content, id=s.anchor) for s in sections),
             class_="wrap",
             id="main",
         ),
@@ -112,7 +120,7 @@ def _top(
     about = []
     if main and main.evaluation:
         n = main.evaluation.get("n")
-        about = [f"{main.evaluation.get('dataset', '')}", threat(main.evaluation)]
+        about = [str(main.evaluation.get("dataset", "")), threat(main.evaluation)]
         about += [f"{count(int(n))} test images"] if n is not None else []
     sentences = [*_result_sentences(main, evaluated), *(s for s in map(_search_sentence, searches[:1]) if s)]
     if not sentences:
@@ -199,7 +207,7 @@ def _tiles(main: NetworkPart, searches: Sequence[SearchPart]) -> Html:
             continue
         label = {"clean": "Clean accuracy", "union": "Under all attacks"}.get(name, f"Under {attack_name(name)}")
         interval = found.get("interval")
-        note = f"95 % interval {100 * interval[0]:.1f}–{100 * interval[1]:.1f}" if interval else ""
+        note = f"interval {100 * interval[0]:.1f}–{100 * interval[1]:.1f}" if interval else ""
         role = "clean" if name == "clean" else "adversarial"
         tiles.append(_tile(label, percent(found["accuracy"]), note, role))
     if len(searches) == 1:
@@ -234,30 +242,29 @@ def _warnings(searches: Sequence[SearchPart], networks: Sequence[NetworkPart]) -
 def _results(evaluated: Sequence[NetworkPart]) -> Section | None:
     if not evaluated:
         return None
-    parts = [tables.results_table(evaluated), _chart_card(evaluated)]
-    shows_cw = any("cw" in tables.attacks_of([p]) for p in evaluated)
+    data = {str((p.evaluation or {}).get("dataset")) for p in evaluated}
+    published = [name for name in PAPER_TABLES if name in data]
+    notes = [
+        "The intervals are Wilson's, at 95 %: how far chance in the choice of test images may move the figure.",
+        "An attack gives an upper bound: a stronger one may find what these missed. The union counts an image only if "
+        "it withstands every attack.",
+    ]
+    if published or any("cw" in tables.attacks_of([p]) for p in evaluated):
+        notes.append(CW_CAVEAT)
+    beside = el("div", el("h3", "How to read this"), *(el("p", note, class_="note") for note in notes))
+    chart = el("div", figures.accuracy_chart(evaluated), class_="card")
+    parts = [tables.results_table(evaluated), el("div", chart, beside, class_="beside")]
     comparison = _comparison(evaluated)
     if comparison:
         parts += [el("h3", "Compared image by image"), comparison]
-    data = {str((p.evaluation or {}).get("dataset")) for p in evaluated}
-    for dataset in PAPER_TABLES:
-        if dataset in data:
-            note = (
-                "The paper trained for 600 epochs at its full size on all images; compare only what was trained and "
-                "evaluated like that."
-            )
-            parts += [el("h3", "Beside the paper"), el("p", note, class_="note")]
-            parts.append(
-                tables.paper_table([p for p in evaluated if (p.evaluation or {}).get("dataset") == dataset], dataset)
-            )
-            shows_cw = True
-    if shows_cw:
-        parts.append(el("p", CW_CAVEAT, class_="note"))
-    return "results", "Results", join(*parts)
-
-
-def _chart_card(evaluated: Sequence[NetworkPart]) -> Html:
-    return el("div", figures.accuracy_chart(evaluated), class_="cell card")
+    for dataset in published:
+        note = (
+            "The paper trained for 600 epochs at its full size on all images; compare only what was trained and "
+            "evaluated like that."
+        )
+        members = [p for p in evaluated if (p.evaluation or {}).get("dataset") == dataset]
+        parts += [el("h3", "Beside the paper"), el("p", note, class_="note"), tables.paper_table(members, dataset)]
+    return Section("results", "Results", "Results", join(*parts))
 
 
 def _comparison(evaluated: Sequence[NetworkPart], most: int = 6) -> Html | None:
@@ -292,7 +299,7 @@ def _architecture(searches: Sequence[SearchPart], networks: Sequence[NetworkPart
     )
     if any(g.reduce for g in owners):
         note += " ↓2: this operation halves height and width."
-    return "cells", "The cells", join(el("p", note), *blocks)
+    return Section("cells", "Cells", "The cells", join(el("p", note), *blocks))
 
 
 def _cell_figure(cell: Cell, kind: str, names: str) -> Html:
@@ -315,11 +322,11 @@ def _course(searches: Sequence[SearchPart]) -> Section | None:
         found = figures.search_charts(part)
         return el("div", *found, class_="grid") if found else None
 
-    return _per_search(searches, "search", "The search", charts)
+    return _per_search(searches, "search", "Search", "The search", charts)
 
 
 def _per_search(
-    searches: Sequence[SearchPart], anchor: str, heading: str, make: Callable[[SearchPart], Html | None]
+    searches: Sequence[SearchPart], anchor: str, link: str, heading: str, make: Callable[[SearchPart], Html | None]
 ) -> Section | None:
     blocks: list[Html] = []
     for part in searches:
@@ -327,7 +334,7 @@ def _per_search(
         if content:
             blocks += [el("h3", part.name)] if len(searches) > 1 else []
             blocks.append(content)
-    return (anchor, heading, join(*blocks)) if blocks else None
+    return Section(anchor, link, heading, join(*blocks)) if blocks else None
 
 
 def _alphas(searches: Sequence[SearchPart]) -> Section | None:
@@ -340,7 +347,7 @@ def _alphas(searches: Sequence[SearchPart]) -> Section | None:
             blocks += [el("h3", TITLES[kind]), figures.alpha_grid(part, kind, cell)]
         return join(*blocks)
 
-    found = _per_search(searches, "alpha", "How the architecture weights moved", both)
+    found = _per_search(searches, "alpha", "Weights", "How the architecture weights moved", both)
     if not found:
         return None
     note = el(
@@ -349,7 +356,7 @@ def _alphas(searches: Sequence[SearchPart]) -> Section | None:
         "states that it comes from. The cell keeps two edges of each node (framed), each with its strongest operation "
         "besides none.",
     )
-    return found[0], found[1], join(note, found[2])
+    return found._replace(content=join(note, found.content))
 
 
 def _training(networks: Sequence[NetworkPart]) -> Section | None:
@@ -361,13 +368,16 @@ def _training(networks: Sequence[NetworkPart]) -> Section | None:
         for p in networks
         if p.epochs
     ]
-    return "training", "Training", join(el("p", "; ".join(times) + "."), el("div", *charts, class_="grid"))
+    content = join(el("p", "; ".join(times) + "."), el("div", *charts, class_="grid"))
+    return Section("training", "Training", "Training", content)
 
 
 def _distortion(networks: Sequence[NetworkPart]) -> Section | None:
     chart = figures.distortion_chart(networks)
     note = "How far an attack moves the features of each layer, from the first layer (top) to the last."
-    return ("distortion", "Distortion by layer", join(el("p", note), chart)) if chart else None
+    if not chart:
+        return None
+    return Section("distortion", "Distortion", "Distortion by layer", join(el("p", note), chart))
 
 
 def _examples(networks: Sequence[NetworkPart]) -> Section | None:
@@ -377,7 +387,7 @@ def _examples(networks: Sequence[NetworkPart]) -> Section | None:
         assert part.examples is not None
         blocks += [el("h3", part.name)] if len(having) > 1 else []
         blocks.append(figures.example_figures(part, part.examples))
-    return ("examples", "Examples", join(*blocks)) if blocks else None
+    return Section("examples", "Examples", "Examples", join(*blocks)) if blocks else None
 
 
 def _classes(evaluated: Sequence[NetworkPart]) -> Section | None:
@@ -393,7 +403,9 @@ def _classes(evaluated: Sequence[NetworkPart]) -> Section | None:
                     tables.class_table(rows),
                 )
             )
-    return ("classes", "By class", join(el("div", *charts, class_="grid"), el("p"), *details)) if charts else None
+    if not charts:
+        return None
+    return Section("classes", "Classes", "By class", join(el("div", *charts, class_="grid"), *details))
 
 
 def _settings(parts: Sequence[Part]) -> Section | None:
@@ -409,4 +421,6 @@ def _settings(parts: Sequence[Part]) -> Section | None:
     for label, having, field in groups:
         if having:
             blocks.append(el("details", el("summary", label), tables.record_table(having, field, label)))
-    return ("settings", "Settings and reproduction", join(*blocks)) if blocks else None
+    if not blocks:
+        return None
+    return Section("settings", "Settings", "Settings and reproduction", join(*blocks))

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rnas import paper
-from rnas.report import compare
-from rnas.report.charts import percent
+from rnas.report.charts import percent, short
+from rnas.report.compare import Comparison, verdict
 from rnas.report.html import Html, el
 from rnas.report.read import NetworkPart, Part, Record
 from rnas.report.words import PAPER_TABLES, attack_name, count, duration, training
@@ -62,9 +62,8 @@ def results_table(networks: Sequence[NetworkPart]) -> Html:
     for part in networks:
         published = paper_row(part)
         evaluation = part.evaluation or {}
-        about = [part.arch if part.arch != "genotype" else "the cell found", training(part)]
         parameters = part.model.get("parameters")
-        about += [f"{count(parameters)} parameters"] if isinstance(parameters, int) else []
+        known = parameters if isinstance(parameters, int) else None
         cells = [
             _result(entry(part, c), published.get(c), len(networks) > 1 and entry(part, c).get("accuracy") == best[c])
             for c in columns
@@ -73,9 +72,10 @@ def results_table(networks: Sequence[NetworkPart]) -> Html:
         rows.append(
             el(
                 "tr",
-                el("th", part.name, el("small", ", ".join(a for a in about if a)), scope="row"),
+                el("th", part.name, el("small", _what(part)), scope="row"),
                 *cells,
-                el("td", count(int(n)) if n is not None else NO_VALUE, data_value=n),
+                el("td", NO_VALUE if n is None else count(int(n)), data_value=n or ""),
+                el("td", NO_VALUE if known is None else count(known), data_value=known or ""),
             )
         )
     caption = "Accuracy with its 95 % Wilson interval"
@@ -89,11 +89,17 @@ def results_table(networks: Sequence[NetworkPart]) -> Html:
     table = el(
         "table",
         el("caption", caption),
-        _head("Network", *(attack_name(c) for c in columns), "Images"),
+        _head("Network", *(attack_name(c) for c in columns), "Images", "Parameters"),
         el("tbody", *rows),
         data_sortable=True,
     )
     return _card(table, "Accuracy of every network under every attack")
+
+
+def _what(part: NetworkPart) -> str:
+    arch = "the cell found" if part.arch == "genotype" else part.arch
+    kind = training(part)
+    return f"{kind} training of {arch}" if kind else arch
 
 
 def _result(found: Record, published: float | str | None, best: bool) -> Html:
@@ -140,23 +146,21 @@ def _paper_cells(name: str, values: Sequence[Any], class_: str | None) -> Html:
     return el("tr", el("th", name, scope="row"), *cells, class_=class_)
 
 
-def comparison_table(rows: Sequence[compare.Comparison]) -> Html:
+def comparison_table(rows: Sequence[Comparison]) -> Html:
     """Paired comparisons: differences with intervals and p-values."""
+    pairs = {(r.a, r.b) for r in rows}
+    one = len(pairs) == 1  # then the pair stands in the caption
     body = [
         el(
             "tr",
-            el("th", f"{r.a} − {r.b}", scope="row"),
-            el("td", attack_name(r.attack), class_="text"),
+            *([] if one else [el("th", f"{r.a} − {r.b}", scope="row")]),
+            el("th" if one else "td", attack_name(r.attack), class_="text", scope="row" if one else None),
             el("td", f"{100 * r.difference:+.1f}".replace("-", "−"), data_value=r.difference),
-            el(
-                "td",
-                f"{100 * r.interval[0]:+.1f} to {100 * r.interval[1]:+.1f}".replace("-", "−"),
-                data_value=r.interval[0],
-            ),
+            el("td", _signed_interval(r.interval), data_value=r.interval[0]),
             el("td", str(r.only_a), data_value=r.only_a),
             el("td", str(r.only_b), data_value=r.only_b),
-            el("td", compare.p_value(r.p_holm), data_value=r.p_holm),
-            el("td", compare.verdict(r), class_="text"),
+            el("td", f"{r.p_holm:.3f}" if r.p_holm >= 0.001 else short(r.p_holm), data_value=r.p_holm),
+            el("td", verdict(r), class_="text"),
         )
         for r in rows
     ]
@@ -165,11 +169,16 @@ def comparison_table(rows: Sequence[compare.Comparison]) -> Html:
         "Price 2012); images that only one of the two classifies correctly; p of McNemar's exact test, corrected for "
         "all rows (Holm)."
     )
-    head = _head(
-        "Networks", "Attack", "Difference", "95 % interval", "Only first", "Only second", "p", "Verdict", text=(0, 1, 7)
-    )
+    if one:
+        caption = f"{rows[0].a} minus {rows[0].b}. {caption}"
+    names = ["Networks", "Attack", "Difference", "95 % interval", "Only first", "Only second", "p", "Verdict"][one:]
+    head = _head(*names, text=(0, len(names) - 1) if one else (0, 1, 7))
     table = el("table", el("caption", caption), head, el("tbody", *body), data_sortable=True)
     return _card(table, "Paired comparisons")
+
+
+def _signed_interval(interval: tuple[float, float]) -> str:
+    return f"{100 * interval[0]:+.1f} to {100 * interval[1]:+.1f}".replace("-", "−")
 
 
 def record_table(parts: Sequence[Part], field: str, label: str) -> Html:
