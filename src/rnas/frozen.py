@@ -12,8 +12,8 @@ Model = Callable[[Tensor], Tensor]
 
 
 @contextmanager
-def frozen(model: Model) -> Iterator[Model]:
-    """Yield a callable equal to `model` in eval mode, whose weights take no gradient.
+def unfolded(model: Model) -> Iterator[Model]:
+    """Yield `model` itself, in eval mode, its weights taking no gradient: the definition that `frozen` equals.
 
     The model is left exactly as it was found, after exceptions too: the training flag of every module, `requires_grad`
     and `.grad` of every parameter, the buffers. A plain callable is yielded as it is.
@@ -34,3 +34,10 @@ def frozen(model: Model) -> Iterator[Model]:
             module.training = True
         for p in trainable:
             p.requires_grad_(True)
+
+
+@contextmanager
+def frozen(model: Model) -> Iterator[Model]:
+    """Yield a callable equal to `model` in eval mode, whose weights take no gradient."""
+    with unfolded(model) as plain:
+        yield plain
