@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TextIO
 
 Advance = Callable[[int], None]
+Stage = Callable[[str, int, int], None]
 
 
 class Console:
@@ -35,3 +36,35 @@ class Console:
         with Progress(*columns, console=RichConsole(file=self.stream), transient=True) as progress:
             task = progress.add_task(description, total=total)
             yield lambda n: progress.advance(task, n)
+
+    @contextmanager
+    def stages(self) -> Iterator[Stage]:
+        """Progress of work that reports (what, done, total): a bar on a terminal, else a line when `what` begins."""
+        seen: set[str] = set()
+        if self.quiet or not self.stream.isatty():
+
+            def line(what: str, done: int, total: int) -> None:
+                if what not in seen:
+                    seen.add(what)
+                    self.say(f"{what} ...")
+
+            yield line
+            return
+        from rich.console import Console as RichConsole
+        from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:.0f}%"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=RichConsole(file=self.stream), transient=True) as progress:
+            tasks: dict[str, TaskID] = {}
+
+            def move(what: str, done: int, total: int) -> None:
+                if what not in tasks:
+                    tasks[what] = progress.add_task(what)
+                progress.update(tasks[what], completed=done, total=total)
+
+            yield move

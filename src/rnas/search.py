@@ -19,7 +19,7 @@ from rnas.files import replacing
 from rnas.genotype import Genotype
 from rnas.methods.projection import Projection
 from rnas.methods.rnas import Batch, Measured, Rnas
-from rnas.nets.supernet import Supernet
+from rnas.nets.fast import FastSupernet
 from rnas.runs import Run
 from rnas.settings import Bound, Search
 from rnas.steps import (
@@ -69,7 +69,7 @@ class Plan:
 class State:
     """All that changes while a search runs; exactly what a checkpoint holds."""
 
-    net: Supernet
+    net: FastSupernet
     optimizer: torch.optim.Optimizer
     method: Rnas
     epoch: int = 0
@@ -110,7 +110,7 @@ def search(settings: Search, console: Console | None = None) -> Genotype:
     attack = training_attack(settings.perturbation, data)
 
     reseed(settings.seed, _WEIGHTS)
-    net = Supernet(settings.space, len(data.classes), *data.statistics()).to(device)
+    net = FastSupernet(settings.space, len(data.classes), *data.statistics()).to(device)
     optimizer = torch.optim.SGD(net.thetas, settings.lr, settings.momentum, weight_decay=settings.weight_decay)
     state = State(net, optimizer, Rnas(net, attack, settings))
 
@@ -233,7 +233,7 @@ def _projected(projection: Projection | None) -> dict[str, float | None]:
     }
 
 
-def _none_share(net: Supernet) -> float | None:
+def _none_share(net: FastSupernet) -> float | None:
     """Mean weight of `none` over all edges of both cells: a large one lowers F without robustness."""
     if "none" not in net.space.operations:
         return None

@@ -318,6 +318,51 @@ class Run:
         _at_least(self, 1, "cells", "channels", "search_epochs", "train_epochs", "batch_size", "limit")
 
 
+@dataclass(frozen=True)
+class Compare:
+    """Is one network more robust than another? Paired comparison of evaluations on the same images."""
+
+    runs: Positional[tuple[Path, ...]]
+    """Folders of evaluated runs, two or more."""
+    json: bool = False
+    """Print JSON instead of a table."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Download a data set, or verify the one that is there, and print its counts."""
+
+    name: Positional[str]
+    """digits, cifar10, cifar100, svhn or tiny-imagenet."""
+    data_root: Path | None = None
+    """Where it lies, or shall lie."""
+    mirror: str | None = None
+    """Address of a folder that holds the official files, instead of their home."""
+    json: bool = False
+    """Print JSON instead of text."""
+
+
+@dataclass(frozen=True)
+class Zoo:
+    """Every architecture: parameters and multiply-accumulates, measured, beside the paper's figures."""
+
+    json: bool = False
+    """Print JSON instead of a table."""
+    markdown: bool = False
+    """Print a Markdown table."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a trained network as a file to deploy, checked against the network."""
+
+    run: Positional[Path]
+    """Folder of a training run."""
+    out: Path
+    """The file to write."""
+    format: Literal["onnx", "torchscript"] = "onnx"
+
+
 # Where and when a run happens does not make it another run.
 NOT_IDENTITY = ("out", "resume", "device")
 

@@ -1,0 +1,5 @@
+"""`python -m rnas` is `rnas`."""
+
+from rnas.cli import main
+
+main()

@@ -1,0 +1,114 @@
+"""The command line: each subcommand is a settings class; this file only says which function runs it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import tyro
+
+import rnas
+from rnas.console import Console
+from rnas.errors import RnasError
+from rnas.settings import Compare, Data, Evaluate, Export, Report, Run, Search, Train, Zoo
+
+_Sub = tyro.conf.subcommand
+Command = (
+    Annotated[Run, _Sub("run")]
+    | Annotated[Search, _Sub("search")]
+    | Annotated[Train, _Sub("train")]
+    | Annotated[Evaluate, _Sub("evaluate")]
+    | Annotated[Report, _Sub("report")]
+    | Annotated[Compare, _Sub("compare")]
+    | Annotated[Data, _Sub("data")]
+    | Annotated[Zoo, _Sub("zoo")]
+    | Annotated[Export, _Sub("export")]
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command. Exits with 2 and one line on standard error for bad input, with 130 when interrupted."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments == ["--version"]:
+        print(f"rnas {rnas.__version__}")
+        return
+    try:
+        command: Any = tyro.cli(
+            Command,
+            prog="rnas",
+            description=rnas.__doc__,
+            args=arguments,
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.HelptextFromCommentsOff),
+        )
+        _run(command)
+    except RnasError as e:
+        print(f"rnas: {e}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("rnas: interrupted; what is finished is kept, --resume goes on", file=sys.stderr)
+        sys.exit(130)
+
+
+def _run(command: Any) -> None:
+    # Imports wait until a command is known: torch takes seconds, and --help needs none of it.
+    match command:
+        case Run():
+            from rnas.pipeline import run
+
+            run(command, Console())
+        case Search():
+            from rnas.search import search
+
+            search(command, Console())
+        case Train():
+            from rnas.train import train
+
+            train(command, Console())
+        case Evaluate():
+            from rnas.evaluation import evaluate_run
+
+            evaluate_run(command, Console())
+        case Report():
+            from rnas.report import write_report
+
+            write_report(command.runs, command.out)
+            print(f"wrote {command.out}")
+        case Compare():
+            from rnas.report.compare import compare, to_json, to_text
+
+            comparisons = compare(command.runs)
+            print(to_json(comparisons) if command.json else to_text(comparisons))
+        case Data():
+            from rnas.data import prepare
+
+            with Console(sys.stderr).stages() as progress:
+                summary = prepare(command.name, command.data_root, command.mirror, progress)
+            print(json.dumps(summary) if command.json else _describe(summary))
+        case Zoo():
+            from rnas.nets.zoo import table_text, zoo_table
+
+            rows = zoo_table()
+            print(json.dumps(rows, indent=1) if command.json else table_text(rows, markdown=command.markdown))
+        case Export():
+            from rnas.evaluation import model_folder
+            from rnas.export import export
+            from rnas.nets.saved import load_model
+
+            model, meta = load_model(model_folder(command.run))
+            difference = export(model, meta, command.format, command.out, tuple(meta["image_size"]))
+            print(f"wrote {command.out}; its logits differ from the network's by {difference:.1e} at most")
+
+
+def _describe(summary: dict[str, Any]) -> str:
+    height, width = summary["image_size"]
+    text = (
+        f"{summary['name']}: {summary['train']:,} training and {summary['test']:,} test images "
+        f"of {height}x{width} pixels, {len(summary['classes'])} classes, in {summary['folder'] or 'memory'}"
+    )
+    return text if summary["complete"] else f"{text}; these are not the official counts"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,222 @@
+"""Evaluation: attack a trained network on test images, and say how far the figures can be trusted."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rnas import data as images
+from rnas.attacks import PGD, Progress, run_attacks
+from rnas.console import Console
+from rnas.data import Split
+from rnas.errors import RnasError
+from rnas.files import read_json, replacing, write_json
+from rnas.frozen import Model
+from rnas.nets.saved import META, load_model
+from rnas.runs import SETTINGS
+from rnas.settings import Evaluate, Source
+from rnas.steps import choose_device, load_data
+
+EVALUATION, MASKS, EXAMPLES, PARTIAL = "evaluation.json", "masks.npz", "examples.npz", "evaluation.partial"
+PICTURED = 8  # images kept with their adversarial versions, to be looked at
+
+
+def wilson(successes: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
+    """The 95 % confidence interval of a proportion (Wilson 1927)."""
+    p, z2 = successes / n, z * z
+    centre, half = p + z2 / (2 * n), z * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
+    return max(0.0, (centre - half) / (1 + z2 / n)), min(1.0, (centre + half) / (1 + z2 / n))
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an evaluation found: `summary` is evaluation.json, `masks` says per image whether it is still right."""
+
+    summary: dict[str, Any]
+    masks: dict[str, np.ndarray[Any, np.dtype[np.bool_]]]
+
+    @property
+    def clean(self) -> float:
+        """Accuracy without an attack."""
+        return float(self.summary["clean"]["accuracy"])
+
+    def robust(self, attack: str) -> float:
+        """Accuracy under `attack`."""
+        return float(self.summary["attacks"][attack]["accuracy"])
+
+
+def evaluate(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    attacks: Sequence[str] = ("fgsm", "pgd20", "pgd100", "cw"),
+    eps: float = 8 / 255,
+    norm: str = "linf",
+    seed: int = 0,
+    batch_size: int = 256,
+    state: Path | None = None,
+    progress: Progress | None = None,
+) -> Result:
+    """Attack any callable `model` on images `x` (N,3,H,W) in [0,1] with labels `y` (N,).
+
+    `attacks` are names as in `rnas evaluate --attacks`. With `state`, a folder, an evaluation that was cut off
+    continues there. Accuracies carry 95 % Wilson intervals. RnasError for bad input, before the first attack.
+    """
+    found = run_attacks(
+        model, x, y, attacks, eps=eps, norm=norm, seed=seed, batch_size=batch_size, state=state, progress=progress
+    )
+    n = len(y)
+
+    def figure(mask: np.ndarray[Any, Any]) -> dict[str, Any]:
+        right = int(mask.sum())
+        return {"accuracy": right / n, "interval": list(wilson(right, n))}
+
+    attacked = {name: mask for name, mask in found.masks.items() if name != "clean"}
+    summary = {
+        "eps": eps,
+        "norm": norm,
+        "n": n,
+        "seed": seed,
+        "images_sha256": hashlib.sha256(x.cpu().contiguous().numpy().tobytes() + y.cpu().numpy().tobytes()).hexdigest(),
+        "warnings": list(found.warnings),
+        "clean": figure(found.masks["clean"]),
+        "attacks": {name: {**figure(mask), "seconds": found.seconds[name]} for name, mask in attacked.items()},
+        "union": figure(np.logical_and.reduce([found.masks["clean"], *attacked.values()])),
+    }
+    return Result(summary, dict(found.masks))
+
+
+def evaluate_run(settings: Evaluate, console: Console | None = None) -> Result:
+    """Evaluate the trained network of a run folder; writes evaluation.json, masks.npz and examples.npz into it."""
+    console = console or Console(quiet=True)
+    folder = model_folder(settings.run)
+    device = choose_device(settings.device)
+    model, meta = load_model(folder)
+    name, test = _test_images(settings, folder, meta)
+    eps = settings.eps or (0.5 if settings.norm == "l2" else 16 / 255 if name == "digits" else 8 / 255)
+    x, y = test.images.float().div_(255), test.labels
+    state = _partial_state(settings, folder, eps, name)
+    model.to(device)
+    with console.stages() as move:
+
+        def progress(attack: str, done: int, total: int, survivors: int, seconds: float) -> None:
+            move(f"{attack} on {folder.name}: {survivors} of {len(y)} survive", done, total)
+
+        result = evaluate(
+            model, x, y, settings.attacks, eps, settings.norm, settings.seed, settings.batch_size, state, progress
+        )
+    summary = {**result.summary, "dataset": name, "model": str(meta["arch"])}
+    _save_npz(folder / MASKS, {**result.masks, "labels": y.numpy()})
+    _save_examples(folder, model, x[:PICTURED].to(device), y[:PICTURED].to(device), eps, settings)
+    write_json(folder / EVALUATION, summary)
+    shutil.rmtree(state)
+    for line in _lines(folder.name, summary):
+        console.say(line)
+    return Result(summary, result.masks)
+
+
+def model_folder(run: Path) -> Path:
+    """Where the trained network of `run` lies: a training run itself, or the train/ of a whole pipeline's."""
+    for folder in (run, run / "train"):
+        if (folder / META).exists():
+            return folder
+    raise RnasError(f"{run} holds no trained network: {META} is missing (rnas train writes it)")
+
+
+def load(run: str | Path) -> torch.nn.Module:
+    """The trained network of a run folder, in eval mode on the CPU: images (B,3,H,W) in [0,1] to logits (B,classes).
+
+    RnasError if there is none, or if its files are damaged.
+    """
+    return load_model(model_folder(Path(run)))[0]
+
+
+def _test_images(settings: Evaluate, folder: Path, meta: dict[str, Any]) -> tuple[str, Split]:
+    """The test images the network was made for, or those of --data; the first --limit of them."""
+    if settings.data is None:
+        trained = read_json(folder / SETTINGS)
+        source = Source(**{**_paths(trained["source"]), "limit_per_class": None})
+        data = load_data(source, int(trained["seed"]))
+    else:
+        size = meta["image_size"][0]
+        data = images.load(settings.data, image_size=None if settings.data.endswith(".npz") else size)
+    if list(data.classes) != meta["classes"]:
+        raise RnasError(f"{data.name} has other classes than the network in {folder}: {', '.join(data.classes[:5])}, …")
+    if list(data.image_size) != meta["image_size"]:
+        raise RnasError(
+            f"{data.name} has images of {data.image_size}: the network in {folder} takes {meta['image_size']}"
+        )
+    n = min(settings.limit or len(data.test), len(data.test))
+    return data.name, data.test[torch.arange(n)]
+
+
+def _paths(source: dict[str, Any]) -> dict[str, Any]:
+    root = source.get("data_root")
+    return {**source, "data_root": Path(root) if root else None}
+
+
+def _partial_state(settings: Evaluate, folder: Path, eps: float, name: str) -> Path:
+    """The folder that keeps an unfinished evaluation. RnasError if it holds another one and --resume is given."""
+    state = folder / PARTIAL
+    wanted = {
+        "attacks": list(settings.attacks),
+        "eps": eps,
+        "norm": settings.norm,
+        "limit": settings.limit,
+        "data": settings.data or name,
+        "seed": settings.seed,
+        "weights": hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest(),
+    }
+    if settings.resume and (state / SETTINGS).exists():
+        differing = [k for k, v in wanted.items() if read_json(state / SETTINGS).get(k) != v]
+        if differing:
+            raise RnasError(
+                f"{state} holds an evaluation with other {', '.join(differing)}: "
+                "resume with the settings it began with, or start anew without --resume"
+            )
+        return state
+    shutil.rmtree(state, ignore_errors=True)
+    write_json(state / SETTINGS, wanted)
+    return state
+
+
+def _save_npz(path: Path, arrays: dict[str, Any]) -> None:
+    with replacing(path) as temporary, open(temporary, "wb") as f:
+        np.savez_compressed(f, **arrays)
+
+
+def _save_examples(folder: Path, model: torch.nn.Module, x: Tensor, y: Tensor, eps: float, settings: Evaluate) -> None:
+    """A few test images with their PGD-20 versions and what the network says of both, for the report."""
+    attack = PGD(eps=eps, step=eps / 4, steps=20, norm=settings.norm, seed=settings.seed)
+    x_adv = attack(model, x, y)
+    with torch.no_grad():
+        clean_prediction, adversarial_prediction = (model(images).argmax(1).cpu().numpy() for images in (x, x_adv))
+    arrays = {
+        "clean": (x * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy(),
+        "adversarial": x_adv.permute(0, 2, 3, 1).cpu().numpy(),
+        "label": y.cpu().numpy(),
+        "clean_prediction": clean_prediction,
+        "adversarial_prediction": adversarial_prediction,
+        "attack": np.array("pgd20"),
+    }
+    _save_npz(folder / EXAMPLES, arrays)
+
+
+def _lines(name: str, summary: dict[str, Any]) -> list[str]:
+    """The result as lines to print: one an attack, then the warnings."""
+    rows = {"clean": summary["clean"], **summary["attacks"], "union": summary["union"]}
+    lines = [
+        f"{name}, {key}: {row['accuracy']:.1%} ({low:.1%} to {high:.1%}, n = {summary['n']})"
+        for key, row in rows.items()
+        for low, high in [row["interval"]]
+    ]
+    return lines + [f"warning: {warning}" for warning in summary["warnings"]]
