@@ -337,3 +337,24 @@ def test_a_clone_works_with_torch_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     clone = str(Path(__file__).parents[1])
     network = torch.hub.load(clone, "rnas_l", source="local", classes=7, cells=5, channels=4)
     assert network(images(2, 32)).shape == (2, 7)
+
+
+@pytest.mark.slow
+def test_the_page_of_the_zoo_is_up_to_date() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "zoo.md").read_text(encoding="utf-8")
+    assert zoo.table_text(zoo.zoo_table(), markdown=True) in page, "put the output of rnas zoo --markdown there"
+
+
+def test_the_table_as_text() -> None:
+    row = {"name": "X", "year": 2022, "kind": "cell", "source": "here", "note": "a note", "paper_params_M": 3.5}
+    rows = [row | {"parameters": 1234567, "macs": 89_000_000}, row | {"parameters": None, "macs": None, "source": None}]
+    assert zoo.table_text(rows, markdown=True).splitlines()[1:] == [
+        "| - | - | - | -: | -: | -: | - |",
+        "| X | 2022 | cell | 1,234,567 | 89.0 | 3.5 | here; a note |",
+        "| X | 2022 | cell | – | – | 3.5 | none; a note |",
+    ]
+    assert zoo.table_text(rows).splitlines() == [
+        "Name  Year  Kind  Parameters  MACs (M)  Paper (M)  Source",
+        "X     2022  cell   1,234,567      89.0        3.5  here; a note",
+        "X     2022  cell           –         –        3.5  none; a note",
+    ]

@@ -127,3 +127,34 @@ def _row(published: paper.Published, image_size: int, classes: int) -> dict[str,
         "source": published.source,
         "note": published.note,
     }
+
+
+def table_text(rows: list[dict[str, Any]], *, markdown: bool = False) -> str:
+    """The rows of `zoo_table` for people: aligned columns, or a Markdown table."""
+    header = ["Name", "Year", "Kind", "Parameters", "MACs (M)", "Paper (M)", "Source"]
+    cells = [header, *map(_cells, rows)]
+    if markdown:
+        cells.insert(1, ["-", "-", "-", "-:", "-:", "-:", "-"])
+        return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    right = (3, 4, 5)
+    return "\n".join(
+        "  ".join(
+            c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in cells
+    )
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    unknown = "–"
+    counted = row["macs"] is not None
+    return [
+        row["name"],
+        str(row["year"]),
+        row["kind"],
+        f"{row['parameters']:,}" if counted else unknown,
+        f"{row['macs'] / 1e6:.1f}" if counted else unknown,
+        unknown if row["paper_params_M"] is None else str(row["paper_params_M"]),
+        "; ".join(text for text in (row["source"] or "none", row["note"]) if text),
+    ]
