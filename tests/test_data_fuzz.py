@@ -81,6 +81,11 @@ def read_cache(path: Path) -> None:
     assert dataset is None or len(dataset.train) == 4
 
 
+def decode_image(path: Path) -> None:
+    (image,) = images.decode_all(path.parent, [path.name], 8)
+    assert image.shape == (1, 3, 8, 8)
+
+
 def unpack(path: Path) -> None:
     archives.unpack(path, path.parent, "top", 1 << 20)
 
@@ -119,7 +124,7 @@ PARSERS: dict[str, tuple[str, list[bytes], Callable[[Path], object]]] = {
             encoded("ICO"),
             encoded("JPEG2000"),
         ],
-        lambda path: images.decode(path, 8),
+        decode_image,
     ),
     "tar": ("x.tar.gz", [tar(SMALL)], unpack),
     "zip": ("x.zip", [zipped(SMALL)], unpack),

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 import rnas.data
+from rnas.data import images
 from rnas.errors import RnasError
 
 Arrays = dict[str, np.ndarray]
@@ -428,3 +429,38 @@ def test_limit_per_class():
     assert not torch.equal(limited.train.images, other.train.images)
     tests = {t.numpy().tobytes() for t in full.test.images}
     assert all(t.numpy().tobytes() in tests for t in limited.test.images)
+
+
+def test_worker_processes_decode_the_same(tmp_path, monkeypatch):
+    root = folder(tmp_path / "pets", n=20)
+    (root / "train/bee/wrong\udcff.png").write_bytes(b"no image; and its name is no text")
+    names = images.image_files(root, "train")
+    with pytest.raises(RnasError, match="1 of 41 images") as alone:
+        list(images.decode_all(root, names, 8))
+    monkeypatch.setattr(images, "WORTHWHILE", 0)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2}, raising=False)
+    with pytest.raises(RnasError) as together:
+        list(images.decode_all(root, names, 8))
+    assert str(together.value) == str(alone.value)
+    good = [name for name in names if "wrong" not in name]
+    (chunk,) = images.decode_all(root, good, 8)
+    assert chunk[:, 0, 0, 0].tolist() == [int(Path(name).stem) + 100 * ("bee" in name) for name in good]
+
+
+def test_a_worker_that_dies_is_an_error_and_none_is_left_behind(tmp_path, monkeypatch):
+    root = folder(tmp_path / "pets", n=20)
+    names = images.image_files(root, "train")
+    started: list[subprocess.Popen[bytes]] = []
+
+    class Recorded(subprocess.Popen):
+        def __init__(self, command, **options):
+            super().__init__([sys.executable, "-c", "import sys; sys.stdin.read()"], **options)
+            started.append(self)
+
+    monkeypatch.setattr(images, "WORTHWHILE", 0)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
+    with monkeypatch.context() as m:
+        m.setattr(subprocess, "Popen", Recorded)
+        with pytest.raises(RnasError, match="ended early"):
+            list(images.decode_all(root, names, None))
+    assert [worker.returncode is not None for worker in started] == [True, True]

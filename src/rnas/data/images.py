@@ -1,31 +1,32 @@
-"""Image files: found, read and decoded by Pillow, with its limits on, on all cores."""
+"""Image files: found, and decoded on all cores."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
 
+from rnas.data import decoding
 from rnas.data.arrays import MAX_SIZE, MIN_SIZE
 from rnas.errors import RnasError
 
-MAX_PIXELS = 89_478_485
-"""The size, in pixels, from which Pillow suspects a decompression bomb; here such an image is refused."""
-FOREIGN = {"EPS", "WMF"}
-"""Formats that Pillow hands to another program or the operating system: not for files that nobody vouches for."""
-ORIENTATION = 0x0112
-"""The EXIF tag that says how the camera was held."""
 CHUNK = 256
-"""Images that one worker decodes at a time: 3 MiB at 64x64."""
+"""Images that are passed on at a time: 3 MiB at 64x64."""
+WORTHWHILE = 8 << 20
+"""Bytes of image files from which on worker processes, which take a fifth of a second to start, pay."""
 IGNORED = {"thumbs.db", "desktop.ini"}
+
+Answer = NDArray[np.uint8] | str
+"""An image uint8 (H,W,3), or why it cannot be read."""
 
 
 def image_files(root: Path, folder: str) -> list[str]:
@@ -43,60 +44,6 @@ def _unreadable(e: OSError) -> None:
     raise RnasError(f"cannot read {e.filename}: {e.strerror}") from e
 
 
-def decode(path: Path, size: int | None = None) -> NDArray[np.uint8]:
-    """The image in the file `path` as uint8 (3,H,W).
-
-    Greyscale becomes three equal channels, transparency white, 16 bit 8; a camera's rotation is applied; of an
-    animation the first frame is taken. With `size` the shorter side is scaled to it and the middle cut out.
-    RnasError, without the file's name, if it cannot be read.
-    """
-    try:
-        with Image.open(path, formats=_formats(path.suffix.lower())) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise RnasError(f"{image.width}x{image.height} pixels are more than the {MAX_PIXELS} allowed")
-            if size is not None:
-                image.draft("RGB", (2 * size, 2 * size))  # lets a JPEG decoder skip detail that would be lost anyway
-            image.load()
-            upright = ImageOps.exif_transpose(image) if image.getexif().get(ORIENTATION, 1) != 1 else image
-            rgb = _rgb(upright)
-    except RnasError:
-        raise
-    except FileNotFoundError as e:
-        raise RnasError("no such file") from e
-    except Exception as e:  # decoders raise many types on damaged files
-        raise RnasError(_first_line(e)) from e
-    if size is not None and rgb.size != (size, size):
-        rgb = ImageOps.fit(rgb, (size, size), Image.Resampling.BILINEAR)
-    return np.asarray(rgb).transpose(2, 0, 1)
-
-
-@cache
-def _formats(suffix: str) -> list[str]:
-    """The formats to try, the one that a file name's `suffix` promises first: that saves a quarter of the time."""
-    Image.init()  # waits until every plugin is there, also where another thread has begun to import them
-    likely = Image.EXTENSION.get(suffix)
-    return [name for name in sorted(Image.ID, key=lambda name: name != likely) if name not in FOREIGN]
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise RnasError("its pixels are 32-bit numbers of no fixed range: save it with 8 bits")
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    return image.convert("RGB")
-
-
-def _first_line(e: Exception) -> str:
-    if isinstance(e, UnidentifiedImageError):
-        return "no image, or of a format that is not read"
-    return (str(e).splitlines() or [type(e).__name__])[0]
-
-
 def decode_all(root: Path, names: Sequence[str], size: int | None) -> Iterator[NDArray[np.uint8]]:
     """The images in the files `names` below `root`, in order, as arrays uint8 (n,3,H,W) of a few hundred.
 
@@ -105,27 +52,28 @@ def decode_all(root: Path, names: Sequence[str], size: int | None) -> Iterator[N
     """
     shape: tuple[int, ...] | None = None
     failed: list[str] = []
-    for chunk, images in _chunks(root, names, size):
+    answers = zip(names, _answers(root, names, size), strict=True)
+    while chunk := list(islice(answers, CHUNK)):
         ready = []
-        for name, image in zip(chunk, images, strict=True):
-            if isinstance(image, RnasError):
-                failed.append(f"{name} ({image})")
+        for name, answer in chunk:
+            if isinstance(answer, str):
+                failed.append(f"{name} ({answer})")
                 continue
-            _check_size(image.shape, shape, name, names[0])
-            shape = image.shape
-            ready.append(image)
+            _check_size(answer.shape, shape, name, names[0])
+            shape = answer.shape
+            ready.append(answer)
         if ready and not failed:
-            yield np.stack(ready)
+            yield np.stack(ready).transpose(0, 3, 1, 2)
     if failed:
         shown = ", ".join(failed[:10]) + (f" and {len(failed) - 10} more" if len(failed) > 10 else "")
         raise RnasError(f"{len(failed)} of {len(names)} images in {root} cannot be read: {shown}; mend or remove them")
 
 
 def _check_size(shape: tuple[int, ...], before: tuple[int, ...] | None, name: str, first: str) -> None:
-    _, height, width = shape
+    height, width, _ = shape
     if before is not None and shape != before:
         raise RnasError(
-            f"the images differ in size: {first} has {before[2]}x{before[1]} pixels, {name} {width}x{height}; "
+            f"the images differ in size: {first} has {before[1]}x{before[0]} pixels, {name} {width}x{height}; "
             "choose one with --image-size"
         )
     if not all(MIN_SIZE <= side <= MAX_SIZE for side in (height, width)):
@@ -134,27 +82,64 @@ def _check_size(shape: tuple[int, ...], before: tuple[int, ...] | None, name: st
         )
 
 
-def _chunks(
-    root: Path, names: Sequence[str], size: int | None
-) -> Iterator[tuple[Sequence[str], list[NDArray[np.uint8] | RnasError]]]:
-    """Chunks of `names` with what became of them, in order; only a few chunks are in memory at a time."""
-    chunks = [names[i : i + CHUNK] for i in range(0, len(names), CHUNK)]
-    # Threads: Pillow decodes without the interpreter's lock, and measured on two cores they beat processes.
-    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with ThreadPoolExecutor(workers) as pool:
-        rest = iter(chunks)
-        pending: list[Any] = [(c, pool.submit(_decode_chunk, root, c, size)) for c in islice(rest, 2 * workers)]
-        while pending:
-            chunk, future = pending.pop(0)
-            yield chunk, future.result()
-            pending += [(c, pool.submit(_decode_chunk, root, c, size)) for c in islice(rest, 1)]
+def _answers(root: Path, names: Sequence[str], size: int | None) -> Iterator[Answer]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if cores > 1 and sys.executable and _bytes(root, names) >= WORTHWHILE:
+        return _by_workers(root, names, size, cores)
+    return (_answer(root / name, size) for name in names)
 
 
-def _decode_chunk(root: Path, names: Sequence[str], size: int | None) -> list[NDArray[np.uint8] | RnasError]:
-    out: list[NDArray[np.uint8] | RnasError] = []
-    for name in names:
-        try:
-            out.append(decode(root / name, size))
-        except RnasError as e:
-            out.append(e)
-    return out
+def _bytes(root: Path, names: Sequence[str]) -> int:
+    with contextlib.suppress(OSError):  # a missing file is the decoder's to tell
+        return sum(os.path.getsize(os.path.join(root, name)) for name in names)
+    return 0
+
+
+def _answer(path: Path, size: int | None) -> Answer:
+    try:
+        return decoding.decode(path, size)
+    except decoding.UnreadableError as e:
+        return str(e)
+
+
+def _by_workers(root: Path, names: Sequence[str], size: int | None, count: int) -> Iterator[Answer]:
+    """Image i comes from worker i modulo `count`; the pipes keep each worker a few images ahead.
+
+    Processes, for with small images the interpreter's lock leaves threads no faster than one; and plain programs,
+    for multiprocessing pickles, and runs the user's main script again.
+    """
+    with contextlib.ExitStack() as stack:
+        pipes = [_start(stack, {"root": str(root), "size": size, "names": names[k::count]}) for k in range(count)]
+        for i in range(len(names)):
+            yield _read_answer(pipes[i % count])
+
+
+def _start(stack: contextlib.ExitStack, task: dict[str, object]) -> IO[bytes]:
+    """Start a worker with its `task`, and end it when `stack` unwinds; what it answers."""
+    command = [sys.executable, "-P", "-W", "ignore", decoding.__file__]
+    worker = stack.enter_context(
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=1 << 20)
+    )
+    stack.callback(worker.kill)
+    assert worker.stdin is not None  # they are pipes
+    assert worker.stdout is not None
+    try:
+        with worker.stdin:
+            worker.stdin.write(json.dumps(task).encode())
+    except BrokenPipeError as e:
+        raise RnasError(_ENDED) from e
+    return worker.stdout
+
+
+_ENDED = "a process that decodes images ended early: is there too little memory?"
+
+
+def _read_answer(pipe: IO[bytes]) -> Answer:
+    header = pipe.read(decoding.HEADER.size)
+    if len(header) < decoding.HEADER.size:
+        raise RnasError(_ENDED)
+    good, height, width, length = decoding.HEADER.unpack(header)
+    content = pipe.read(length)
+    if len(content) < length:
+        raise RnasError(_ENDED)
+    return np.frombuffer(content, np.uint8).reshape(height, width, 3) if good else content.decode()
