@@ -144,6 +144,7 @@ def make_network(
     seed: int = 1,
     warnings: list[str] | None = None,
     extras: bool = True,
+    eps: float = 16 / 255,
 ) -> Path:
     """A trained and evaluated network; `extras`: example images and the distortion of its layers."""
     draw = np.random.default_rng(seed)
@@ -200,7 +201,7 @@ def make_network(
     write_json(
         folder / "evaluation.json",
         {
-            "eps": 16 / 255,
+            "eps": eps,
             "norm": "linf",
             "n": n,
             "dataset": dataset,

@@ -108,13 +108,13 @@ def _check_same(a: NetworkPart, b: NetworkPart) -> None:
             same = math.isclose(one[key], other[key], rel_tol=1e-6)
         if not same:
             raise RnasError(
-                f"{a.folder} and {b.folder} were not evaluated on the same images under the same threat: "
+                f"{a.name} and {b.name} were not evaluated on the same images under the same threat: "
                 f"{key} is {one.get(key)!r} in one and {other.get(key)!r} in the other"
             )
     lengths = {len(mask) for part in (a, b) for mask in part.masks.values()}
     labels = a.labels is None or b.labels is None or np.array_equal(a.labels, b.labels)
     if len(lengths) > 1 or not labels:
-        raise RnasError(f"{a.folder} and {b.folder} were not evaluated on the same images: their masks.npz differ")
+        raise RnasError(f"{a.name} and {b.name} were not evaluated on the same images: their masks.npz differ")
 
 
 def _compare(

@@ -24,7 +24,7 @@
     const body = table.tBodies[0];
     const key = (row, column) => row.cells[column].dataset.value ?? row.cells[column].textContent.trim();
     const compare = (a, b) => {
-      const [x, y] = [parseFloat(a), parseFloat(b)];
+      const [x, y] = [Number(a), Number(b)];
       if (Number.isNaN(x) !== Number.isNaN(y)) return Number.isNaN(x) ? 1 : -1;
       return Number.isNaN(x) ? a.localeCompare(b) : x - y;
     };

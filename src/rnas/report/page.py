@@ -20,7 +20,6 @@ from rnas.report.html import Html, el, join
 from rnas.report.read import NetworkPart, Part, SearchPart, read_parts
 from rnas.report.words import (
     CW_CAVEAT,
-    PAPER_TABLES,
     attack_name,
     count,
     duration,
@@ -167,12 +166,17 @@ def _result_sentences(main: NetworkPart | None, evaluated: Sequence[NetworkPart]
         tried = f" ({', '.join(names)})" if worst[0] == "union" else ""
         out += f", and keeps {percent(worst[1])} {under}{tried}"
     sentences = [out + "."]
-    others = [p for p in evaluated if training(p) == "standard" and p is not main]
+    others = [p for p in evaluated if training(p) == "standard" and p is not main and _same_test(p, main)]
     if len(others) == 1 and (kept := robust(others[0])) and (c := tables.entry(others[0], "clean").get("accuracy")):
         same = others[0].genotype == main.genotype and others[0].arch == main.arch
-        who = "The same architecture" if same else others[0].arch
+        who = "The same architecture" if same else others[0].name
         sentences.append(f"{who}, trained on clean images, classifies {percent(c)} and keeps {percent(kept[1])}.")
     return sentences
+
+
+def _same_test(a: NetworkPart, b: NetworkPart) -> bool:
+    keys = ("dataset", "n", "eps", "norm")
+    return all((a.evaluation or {}).get(key) == (b.evaluation or {}).get(key) for key in keys)
 
 
 def _search_sentence(part: SearchPart) -> str | None:
@@ -242,8 +246,7 @@ def _warnings(searches: Sequence[SearchPart], networks: Sequence[NetworkPart]) -
 def _results(evaluated: Sequence[NetworkPart]) -> Section | None:
     if not evaluated:
         return None
-    data = {str((p.evaluation or {}).get("dataset")) for p in evaluated}
-    published = [name for name in PAPER_TABLES if name in data]
+    published = sorted({n for p in evaluated if (n := tables.paper_table_number(p)) is not None})
     notes = [
         "The intervals are Wilson's, at 95 %: how far chance in the choice of test images may move the figure.",
         "An attack gives an upper bound: a stronger one may find what these missed. The union counts an image only if "
@@ -257,13 +260,13 @@ def _results(evaluated: Sequence[NetworkPart]) -> Section | None:
     comparison = _comparison(evaluated)
     if comparison:
         parts += [el("h3", "Compared image by image"), comparison]
-    for dataset in published:
+    for number in published:
         note = (
             "The paper trained for 600 epochs at its full size on all images; compare only what was trained and "
             "evaluated like that."
         )
-        members = [p for p in evaluated if (p.evaluation or {}).get("dataset") == dataset]
-        parts += [el("h3", "Beside the paper"), el("p", note, class_="note"), tables.paper_table(members, dataset)]
+        members = [p for p in evaluated if tables.paper_table_number(p) == number]
+        parts += [el("h3", "Beside the paper"), el("p", note, class_="note"), tables.paper_table(members, number)]
     return Section("results", "Results", "Results", join(*parts))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -41,9 +42,18 @@ def entry(part: NetworkPart, attack: str) -> Record:
     return found or {}
 
 
+def paper_table_number(part: NetworkPart) -> int | None:
+    """The table of the paper that this evaluation can stand beside: the same data, l∞ and ε = 8/255; None if none."""
+    evaluation = part.evaluation or {}
+    eps = evaluation.get("eps")
+    if evaluation.get("norm") != "linf" or eps is None or not math.isclose(eps, 8 / 255, rel_tol=1e-3):
+        return None
+    return PAPER_TABLES.get(str(evaluation.get("dataset")))
+
+
 def paper_row(part: NetworkPart) -> dict[str, float | str | None]:
     """The paper's row for this architecture on this data set, with the keys of its attacks; empty if it has none."""
-    number = PAPER_TABLES.get(str((part.evaluation or {}).get("dataset")))
+    number = paper_table_number(part)
     if number is None:
         return {}
     known = {p.name: p.table_name or p.name for p in paper.architectures().values()}
@@ -72,7 +82,7 @@ def results_table(networks: Sequence[NetworkPart]) -> Html:
         rows.append(
             el(
                 "tr",
-                el("th", part.name, el("small", _what(part)), scope="row"),
+                el("th", part.name, el("small", _what(part)), scope="row", data_value=part.name),
                 *cells,
                 el("td", NO_VALUE if n is None else count(int(n)), data_value=n or ""),
                 el("td", NO_VALUE if known is None else count(known), data_value=known or ""),
@@ -114,9 +124,8 @@ def _result(found: Record, published: float | str | None, best: bool) -> Html:
     return el("td", el("span", percent(accuracy), class_="best" if best else None), *lines, data_value=accuracy)
 
 
-def paper_table(networks: Sequence[NetworkPart], dataset: str) -> Html:
-    """The paper's table for `dataset` with the measured networks among its rows."""
-    number = PAPER_TABLES[dataset]
+def paper_table(networks: Sequence[NetworkPart], number: int) -> Html:
+    """The paper's table `number` with the measured networks among its rows."""
     prefix = "at_" if number == 1 else ""
     keys = ["clean", "fgsm", "pgd20", "pgd100", "cw", "aa"]
     rows = []

@@ -1,0 +1,271 @@
+"""The page as a document: what it shows, what it escapes, what it refuses."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from report_runs import GENOTYPE, make_network, make_run, make_search, write_json
+from rnas.errors import RnasError
+from rnas.report import write_report
+
+VOID = {"br", "img", "meta", "link", "input", "hr"}
+
+
+class Document(HTMLParser):
+    """A page's elements and text, and whether its tags are balanced."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == [], f"never closed: {self.open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if not self.open or self.open[-1] not in ("script", "style"):
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def report(*runs: Path, title: str | None = None) -> str:
+    out = runs[0].parent / "report.html"
+    write_report(runs, out, title)
+    return out.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("runs") / "demo")
+
+
+@pytest.fixture(scope="module")
+def page(demo: Path) -> str:
+    return report(demo)
+
+
+def test_structure(page: str) -> None:
+    found = Document(page)
+    assert len(found.all("h1")) == 1
+    ids = [a["id"] for _, a in found.elements if "id" in a]
+    assert len(ids) == len(set(ids))
+    links = [a["href"] for a in found.all("a")]
+    assert {f"#{i}" for i in ("results", "cells", "search", "alpha", "training", "examples", "classes")} <= set(links)
+    assert all(link and link.startswith("#") and link[1:] in ids for link in links)
+    levels = [int(tag[1]) for tag, _ in found.elements if re.fullmatch("h[1-6]", tag)]
+    assert all(b <= a + 1 for a, b in pairwise(levels)), "a heading's level is skipped"
+
+
+def test_figures_have_text_alternatives(page: str) -> None:
+    found = Document(page)
+    drawings = found.all("svg")
+    assert len(drawings) > 30  # 2 cells, 28 edges, charts
+    assert all(svg["role"] == "img" and len(svg["aria-label"] or "") > 20 for svg in drawings)
+    assert len(found.all("title")) == len(drawings) + 1
+    assert all(image["alt"] for image in found.all("img"))
+    assert all(th.get("scope") for th in found.all("th"))
+
+
+def test_nothing_is_loaded(page: str) -> None:
+    found = Document(page)
+    assert all("src" not in a or (a["src"] or "").startswith("data:") for _, a in found.elements)
+    assert "http://" not in page.replace("http://www.w3.org/2000/svg", "")
+    assert "https://" not in page
+    assert "@import" not in page
+    assert "url(" not in page
+
+
+def test_size_and_determinism(demo: Path, page: str) -> None:
+    assert len(page.encode()) < 3_000_000
+    assert report(demo) == page
+
+
+def test_results_are_the_evaluation(demo: Path, page: str) -> None:
+    text = Document(page).text.replace("\u202f", " ")
+    for part in ("train", "train-standard"):
+        evaluation = json.loads((demo / part / "evaluation.json").read_text())
+        for entry in (evaluation["clean"], evaluation["union"], *evaluation["attacks"].values()):
+            assert f"{100 * entry['accuracy']:.1f} %" in text
+            assert "–".join(f"{100 * v:.1f}" for v in entry["interval"]) in text
+    assert "360" in text
+    assert "The paper's C&W column is not comparable" in text
+    assert "rnas run --data digits --out runs/demo" in text
+    assert "under its bound H" in text
+
+
+def test_all_text_is_escaped(tmp_path: Path) -> None:
+    """Names that look like markup make a page of the same elements as harmless ones."""
+    pages = []
+    for evil in ("<script>alert(1)</script>", "harmless"):
+        folder = tmp_path / str(len(pages))
+        network = make_network(folder / "train", classes=[evil, f"'\"&<b>{evil}"], warnings=[evil])
+        for name, change in (
+            ("settings.json", {evil: evil, "arch": evil}),
+            ("environment.json", {evil: evil, "command": evil}),
+            ("distortion.json", {"layers": [evil] * 5}),
+            ("model.json", {"arch": evil}),
+        ):
+            write_json(network / name, {**json.loads((network / name).read_text()), **change})
+        pages.append(Document(report(network, title=evil)))
+    assert [tag for tag, _ in pages[0].elements] == [tag for tag, _ in pages[1].elements]
+    assert [sorted(a) for _, a in pages[0].elements] == [sorted(a) for _, a in pages[1].elements]
+    assert "<script>alert(1)</script>" in pages[0].text
+    assert "'\"&<b>" in pages[0].text
+
+
+def test_warnings_stand_above_the_results(tmp_path: Path) -> None:
+    network = make_network(tmp_path / "train", warnings=["square beats pgd20 on 12 images"])
+    page = report(network)
+    assert page.index("square beats pgd20 on 12 images") < page.index('id="results"')
+
+
+def test_unfinished_search_shows_what_there_is(tmp_path: Path) -> None:
+    search = make_search(tmp_path / "search", epochs=4, warmup=2)
+    (search / "genotype.json").unlink()
+    (search / "alphas.npz").unlink()
+    text = Document(report(search)).text
+    assert "not finished; the cell is that of epoch 4" in text
+    assert "Normal cell" in text
+
+
+def test_search_without_a_bound(tmp_path: Path) -> None:
+    search = make_search(tmp_path / "search", epochs=4, warmup=1)
+    lines = [json.loads(line) for line in (search / "log.jsonl").read_text().splitlines()]
+    for line in lines:
+        line |= dict.fromkeys(("H", "F_before", "multiplier", "distance", "projection_steps"))
+    (search / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = Document(report(search)).text
+    assert "without a bound" in text
+    assert "Multiplier" not in text
+
+
+def test_only_what_is_there(tmp_path: Path) -> None:
+    network = make_network(tmp_path / "train", extras=False, arch="ResNet18")
+    for name in ("masks.npz", "settings.json", "environment.json", "log.jsonl"):
+        (network / name).unlink()
+    page = report(network)
+    assert 'id="results"' in page
+    assert not any(f'id="{i}"' in page for i in ("cells", "search", "training", "examples", "classes", "settings"))
+
+
+def test_paper_stands_beside_only_the_same_threat(tmp_path: Path) -> None:
+    same = make_network(tmp_path / "a", arch="ResNet18", dataset="cifar10", eps=8 / 255)
+    other = make_network(tmp_path / "b", arch="ResNet18", dataset="cifar10", eps=4 / 255)
+    text = Document(report(same)).text
+    assert "paper 48.8" in text  # Table 1: ResNet18 under PGD-20
+    assert "Beside the paper" in text
+    assert "paper 48.8" not in Document(report(other)).text
+
+
+def test_runs_side_by_side(tmp_path: Path) -> None:
+    runs = [make_network(tmp_path / name, seed=seed) for seed, name in enumerate("ABC")]
+    text = Document(report(*runs)).text
+    assert "A − B" in text
+    assert "B − C" in text
+    assert text.count("McNemar") == 1
+
+
+def test_same_names_are_told_apart(tmp_path: Path) -> None:
+    runs = [make_network(tmp_path / parent / "train") for parent in ("x", "y")]
+    assert "train (2)" in Document(report(*runs)).text
+
+
+def _break_log(run: Path) -> None:
+    path = run / "train" / "log.jsonl"
+    path.write_text("{broken\n" + path.read_text())
+
+
+def _break_alphas(run: Path) -> None:
+    np.savez(
+        run / "search" / "alphas.npz", normal=np.zeros((3, 13, 8)), reduce=np.zeros((3, 14, 8)), operations=["a"] * 8
+    )
+
+
+def _truncate_masks(run: Path) -> None:
+    path = run / "train" / "masks.npz"
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def _pickled_masks(run: Path) -> None:
+    np.savez(run / "train" / "masks.npz", clean=np.array([object()], dtype=object))
+
+
+def _break_evaluation(run: Path) -> None:
+    write_json(run / "train" / "evaluation.json", {"clean": {"accuracy": "high"}, "attacks": {}})
+
+
+def _break_genotype(run: Path) -> None:
+    write_json(run / "search" / "genotype.json", {"normal": [["sep_conv_9x9", 0]]})
+
+
+def _break_examples(run: Path) -> None:
+    np.savez(run / "train" / "examples.npz", clean=np.zeros((2, 8, 8, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("damage", "names"),
+    [
+        (_break_log, "log.jsonl"),
+        (_break_alphas, "alphas.npz"),
+        (_truncate_masks, "masks.npz"),
+        (_pickled_masks, "masks.npz"),
+        (_break_evaluation, "accuracy"),
+        (_break_genotype, "genotype.json"),
+        (_break_examples, "examples.npz"),
+    ],
+)
+def test_damaged_runs_are_refused_before_anything_is_written(tmp_path: Path, damage: object, names: str) -> None:
+    run = make_run(tmp_path / "demo")
+    damage(run)  # type: ignore[operator]
+    with pytest.raises(RnasError, match=re.escape(names)):
+        write_report([run], tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_missing_and_empty_folders_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for folder, says in ((tmp_path / "nowhere", "no folder"), (tmp_path / "empty", "holds no run")):
+        with pytest.raises(RnasError, match=says):
+            write_report([folder], tmp_path / "report.html")
+    with pytest.raises(RnasError, match="at least one"):
+        write_report([], tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_report_starts_without_torch() -> None:
+    code = (
+        "import sys, rnas.report, rnas.report.compare; assert not {'torch', 'matplotlib', 'scipy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_headline_names_the_same_architecture(demo: Path, page: str) -> None:
+    assert GENOTYPE.to_json() == json.loads((demo / "search" / "genotype.json").read_text())
+    assert "The same architecture, trained on clean images" in Document(page).text
