@@ -76,7 +76,7 @@ def cached(
     The cache is `.rnas/NAME-VARIANT.u8` in the folder `beside` or, if that cannot be written, in the cache root; a
     damaged or outdated one is made again. Where neither can be written the images stay in memory.
     """
-    places = _places(beside, f"{name}-{variant}.u8")
+    places = _places(beside, f"{name[:40]}-{variant}.u8")  # a file name has 255 bytes at most
     for path in places:
         if (dataset := read(path, name, source)) is not None:
             return dataset
@@ -137,7 +137,8 @@ def write(path: Path, decoding: Decoding, source: str, progress: Progress | None
             out.write(labels + trailer + len(trailer).to_bytes(8, "little") + MAGIC)
     except OSError as e:
         raise RnasError(
-            f"cannot write {path}: {e.strerror}; {label} takes about {_bytes(decoding, shape) >> 20} MiB there"
+            f"cannot write {path}: {e.strerror}; {label} takes about {_bytes(decoding, shape) >> 20} MiB there; "
+            "make room"
         ) from e
 
 

@@ -178,7 +178,9 @@ def _transfer(remote: Remote, url: str, part: Path, have: int, progress: Progres
         if e.code in (408, 425, 429) or e.code >= 500:
             raise _Broken(f"the server answers {e.code} {e.reason}") from e
         raise RnasError(f"cannot download {url}: the server answers {e.code} {e.reason}; try a --mirror") from e
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as e:
+    except (ValueError, http.client.InvalidURL) as e:
+        raise RnasError(f"{url} is no address: {e}") from e
+    except OSError as e:
         raise _Broken(str(getattr(e, "reason", e))) from e
     with response:
         start = _start(response, remote, url, have)
@@ -206,7 +208,7 @@ def _copy(response: Any, out: Any, remote: Remote, url: str, done: int, progress
     while True:
         try:
             block = response.read(BLOCK)
-        except (TimeoutError, ConnectionError, http.client.HTTPException) as e:
+        except (OSError, http.client.HTTPException) as e:
             raise _Broken(str(e) or "the connection broke off") from e
         if not block:
             return
