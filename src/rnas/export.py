@@ -81,13 +81,13 @@ def _load_onnx(path: Path) -> Callable[[Tensor], Tensor]:
 
 def _write_torchscript(network: nn.Module, example: Tensor, metadata: dict[str, Any], path: Path) -> None:
     extra = {f"{key}.json": json.dumps(value) for key, value in metadata.items()}
-    with _deprecated(r"`torch\.jit\.\w+` is deprecated"):
+    with _deprecated(r"`torch\.jit\.\w+` is (deprecated|not supported)"):
         traced = torch.jit.trace(network, (example,), check_trace=False)  # type: ignore[no-untyped-call]
         torch.jit.save(traced, path, _extra_files=extra)
 
 
 def _load_torchscript(path: Path) -> Callable[[Tensor], Tensor]:
-    with _deprecated(r"`torch\.jit\.\w+` is deprecated"):
+    with _deprecated(r"`torch\.jit\.\w+` is (deprecated|not supported)"):
         network: Callable[[Tensor], Tensor] = torch.jit.load(path)  # type: ignore[no-untyped-call]
     return network
 
