@@ -1,17 +1,16 @@
 """The supernet, fast: `Supernet`'s parameters, state dict, outputs and gradients at a fraction of its cost.
 
 What makes the difference (docs/speed.md has the figures): whatever depends on a node alone - its ReLU, its pools and
-their BN - is computed once for the node and not once for every edge that leaves it; `none` is not computed; BN, α and
-the sum over edges are one step; every piece has a lean backward of its own (`fast_functions`) on kernels that are fast
-in both directions (`fast_kernels`). In eval mode BN and α are folded into the 1x1 convolutions, for a whole attack at
-once where the weights are frozen (`FastSupernet.frozen_view`).
+their BN - is computed once for the node and not once for every edge that leaves it; `none` is not computed; an edge is
+one function with a lean backward (`fast_functions`), on kernels that are fast in both directions (`fast_kernels`). In
+eval mode BN and α are folded into the 1x1 convolutions, and for an attack, where no weight changes, only once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, cast
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,99 +18,92 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rnas.nets.fast_functions import (
-    depthwise_bank,
-    middle,
-    middle_normalized,
+    Convolution,
+    Kind,
+    convolve,
+    convolve_folded,
     normalize,
-    pointwise_normalize,
-    pointwise_sum,
-    weighted_sum,
 )
 from rnas.nets.fast_kernels import arrange, avg_pool, per_channel
 from rnas.nets.supernet import MixedOperation, Supernet, SupernetCell
 from rnas.ops import FactorizedReduce
 from rnas.settings import SearchSpace
 
-Kind = Literal["separable", "dilated", "reduce", "max", "avg", "identity"]
 
+class Convolving:
+    """A convolutional operation of an edge, or an input's preprocessing: the modules that hold its weights."""
 
-@dataclass(frozen=True, eq=False)
-class Operation:
-    """One operation on one edge: which, and the modules that hold its weights."""
-
-    kind: Kind
-    edge: int
-    column: int
-    module: nn.Module
-
-    @property
-    def convolves(self) -> bool:
-        """Whether it ends in a 1x1 convolution and BN; the others merely pass on what their source shares."""
-        return self.kind in ("separable", "dilated", "reduce")
+    def __init__(self, kind: Kind, stride: int, module: nn.Module, column: int = 0):
+        self.shape = Convolution("reduce" if isinstance(module, FactorizedReduce) else kind, stride)
+        self.module = module
+        self.column = column
+        """of α"""
+        self.convs = [m for m in module.modules() if isinstance(m, nn.Conv2d)]
+        self.bns = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
 
     @property
-    def kernel(self) -> Tensor:
-        """The first depthwise kernel (C,1,k,k)."""
-        return _conv(self.module, 1).weight
-
-    @property
-    def middle(self) -> tuple[Tensor, nn.BatchNorm2d, Tensor]:
-        """Of a separable convolution: the first 1x1 weight (C,C), its BN, the second depthwise kernel."""
-        return _conv(self.module, 2).weight.flatten(1), _bn(self.module, 3), _conv(self.module, 5).weight
-
-    @property
-    def last(self) -> Tensor:
-        """The last 1x1 weight."""
+    def tensors(self) -> list[Tensor]:
+        """As `Convolution` lists them."""
         if isinstance(self.module, FactorizedReduce):
-            return _side_by_side(self.module)
-        return _conv(self.module, -2).weight.flatten(1)
-
-    @property
-    def bn(self) -> nn.BatchNorm2d:
-        """The last BN."""
-        return self.module.bn if isinstance(self.module, FactorizedReduce) else _bn(self.module, -1)
+            return [_side_by_side(self.module)]
+        return [_kernel_or_matrix(conv) for conv in self.convs]
 
 
-def _conv(module: nn.Module, i: int) -> nn.Conv2d:
-    return cast(nn.Conv2d, cast(nn.Sequential, module)[i])
-
-
-def _bn(module: nn.Module, i: int) -> nn.BatchNorm2d:
-    return cast(nn.BatchNorm2d, cast(nn.Sequential, module)[i])
+def _kernel_or_matrix(conv: nn.Conv2d) -> Tensor:
+    return conv.weight if conv.groups > 1 else conv.weight.flatten(1)
 
 
 def _side_by_side(module: FactorizedReduce) -> Tensor:
-    """The two 1x1 convolutions of a factorized reduce as one, of `_even_and_odd`: (D,2C)."""
-    return torch.block_diag(module.even.weight.flatten(1), module.odd.weight.flatten(1))  # type: ignore[no-untyped-call,no-any-return]
+    """The two 1x1 convolutions of a factorized reduce as one, of even and odd pixels side by side: (D,2C)."""
+    even, odd = module.even.weight.flatten(1), module.odd.weight.flatten(1)
+    return torch.block_diag(even, odd)  # type: ignore[no-untyped-call,no-any-return]
 
 
-def _even_and_odd(x: Tensor) -> Tensor:
-    """ReLU, then the even and the odd pixels side by side: (B,C,H,W) to (B,2C,H/2,W/2)."""
-    x = x.relu()
-    return torch.cat([x[:, :, ::2, ::2], x[:, :, 1::2, 1::2]], dim=1)
+@dataclass(frozen=True)
+class Passing:
+    """An operation of an edge that passes on what its source node has: a pool, or the node itself."""
+
+    column: int
+    what: str  # "max", "avg" or "skip"
+    bn: nn.BatchNorm2d | None
 
 
-def _kind(name: str, module: nn.Module) -> Kind:
-    if name == "skip_connect":
-        return "identity" if isinstance(module, nn.Identity) else "reduce"
-    kinds: dict[str, Kind] = {"sep": "separable", "dil": "dilated", "max": "max", "avg": "avg"}
-    return kinds[name[:3]]
+@dataclass(frozen=True)
+class Edge:
+    """One edge of a cell: its row of α, where it starts, and its operations but `none`."""
+
+    row: int
+    source: int
+    convolving: list[Convolving]
+    passing: list[Passing]
+
+
+KINDS: dict[str, Kind] = {"sep_": "separable", "dil_": "dilated", "skip": "reduce"}
+
+
+def _edge(row: int, source: int, stride: int, names: Sequence[str], modules: nn.ModuleList) -> Edge:
+    convolving, passing = [], []
+    for column, (name, module) in enumerate(zip(names, modules, strict=True)):
+        if "pool" in name:
+            passing.append(Passing(column, name[:3], cast(nn.BatchNorm2d, cast(nn.Sequential, module)[1])))
+        elif isinstance(module, nn.Identity):
+            passing.append(Passing(column, "skip", None))
+        elif name != "none":
+            convolving.append(Convolving(KINDS[name[:4]], stride, module, column))
+    return Edge(row, source, convolving, passing)
 
 
 class Rule(Protocol):
-    """How a cell's BN is done: with batch statistics, or folded into the weights."""
+    """How a cell does its BN: with batch statistics, or folded into the weights."""
 
-    def enter(self, x: Tensor, pre: nn.Module) -> Tensor: ...
-    def middle(self, x: Tensor, operation: Operation) -> Tensor: ...
-    def pooled(self, x: Tensor, operations: Sequence[Operation]) -> Tensor: ...
-    def join(self, node: int, terms: Sequence[tuple[Operation, Tensor]]) -> Tensor: ...
+    def enter(self, x: Tensor, entrance: Convolving) -> Tensor:
+        """A cell input after its preprocessing."""
 
+    def pooled(self, x: Tensor, bns: Sequence[nn.BatchNorm2d]) -> Tensor:
+        """What a node passes on of its pool `x`, whose copies on the edges have `bns`."""
 
-def _entrance(x: Tensor, pre: nn.Module) -> tuple[Tensor, Tensor, nn.BatchNorm2d]:
-    """A cell's preprocessing of an input as (what the 1x1 convolution sees, its weight, its BN)."""
-    if isinstance(pre, FactorizedReduce):
-        return _even_and_odd(x), _side_by_side(pre), pre.bn
-    return x.relu(), _conv(pre, 1).weight.flatten(1), _bn(pre, 2)
+    def mix(self, edge: Edge, x: Tensor, passed: dict[str, Tensor]) -> Tensor:
+        """The weighted sum of the edge's operations; `x` is the source after its ReLU. # Eq. 1"""
 
 
 @dataclass
@@ -119,140 +111,118 @@ class BatchStatistics:
     """BN as in train mode. Collects the statistics for the running averages, which `update` brings up to date."""
 
     weights: Tensor  # (edges, operations)
-    seen: list[tuple[nn.BatchNorm2d, Tensor, Tensor, int]] = field(default_factory=list)
+    seen: list[tuple[Sequence[nn.BatchNorm2d], Tensor, Tensor, int]] = field(default_factory=list)
 
-    def _see(self, bn: nn.BatchNorm2d, mean: Tensor, var: Tensor, like: Tensor) -> None:
-        self.seen.append((bn, mean, var, like.numel() // like.shape[1]))
+    def __post_init__(self) -> None:
+        self._weights = [row.unbind() for row in self.weights.unbind()]
 
-    def enter(self, x: Tensor, pre: nn.Module) -> Tensor:
-        x, weight, bn = _entrance(x, pre)
-        out, mean, var = pointwise_normalize(x, weight, bn.eps)
-        self._see(bn, mean, var, out)
+    def _see(self, bns: Sequence[nn.BatchNorm2d], mean: Tensor, var: Tensor, out: Tensor) -> None:
+        self.seen.append((bns, mean, var, out.numel() // out.shape[1]))
+
+    def enter(self, x: Tensor, entrance: Convolving) -> Tensor:
+        return self._convolve([entrance], x.relu(), x.new_ones(1))
+
+    def pooled(self, x: Tensor, bns: Sequence[nn.BatchNorm2d]) -> Tensor:
+        out, mean, var = normalize(x, bns[0].eps)
+        self._see(bns, mean.expand(len(bns), -1), var.expand(len(bns), -1), out)
         return out
 
-    def middle(self, x: Tensor, operation: Operation) -> Tensor:
-        weight, bn, kernel = operation.middle
-        out, mean, var = middle_normalized(x, weight, kernel, bn.eps)
-        self._see(bn, mean, var, out)
-        return out
-
-    def pooled(self, x: Tensor, operations: Sequence[Operation]) -> Tensor:
-        out, mean, var = normalize(x, operations[0].bn.eps)
-        for operation in operations:
-            self._see(operation.bn, mean, var, out)
-        return out
-
-    def join(self, node: int, terms: Sequence[tuple[Operation, Tensor]]) -> Tensor:
-        del node
-        convolved = [(o, x) for o, x in terms if o.convolves]
-        ready = [(o, x) for o, x in terms if not o.convolves]
+    def mix(self, edge: Edge, x: Tensor, passed: dict[str, Tensor]) -> Tensor:
+        alpha, operations = self._weights[edge.row], edge.convolving
         total = None
-        if convolved:
-            operations, xs = zip(*convolved, strict=True)
-            alpha = self.weights[[o.edge for o in operations], [o.column for o in operations]]
-            total, means, variances = weighted_sum(alpha, xs, [o.last for o in operations], operations[0].bn.eps)
-            for operation, mean, var in zip(operations, means.unbind(), variances.unbind(), strict=True):
-                self._see(operation.bn, mean, var, total)
-        alphas = self.weights[[o.edge for o, _ in ready], [o.column for o, _ in ready]].unbind() if ready else ()
-        return _add_scaled(total, [x for _, x in ready], alphas)
+        if operations:
+            total = self._convolve(operations, x, torch.stack([alpha[o.column] for o in operations]))
+        return _add_scaled(total, [(passed[p.what], alpha[p.column]) for p in edge.passing])
+
+    def _convolve(self, operations: Sequence[Convolving], x: Tensor, alpha: Tensor) -> Tensor:
+        tensors = [t for o in operations for t in o.tensors]
+        bns = [bn for o in operations for bn in o.bns]
+        out, mean, var = convolve([o.shape for o in operations], x, alpha, tensors, bns[0].eps)
+        self._see(bns, mean, var, out)
+        return out
 
     @torch.no_grad()
     def update(self) -> None:
         """Let the running statistics of every BN that was seen follow, as `nn.BatchNorm2d` does."""
-        bns, means, variances, counts = zip(*self.seen, strict=True)
-        momentum = bns[0].momentum
-        unbiased = torch._foreach_mul(variances, [n / (n - 1) for n in counts])
-        torch._foreach_lerp_([bn.running_mean for bn in bns], means, momentum)
-        torch._foreach_lerp_([bn.running_var for bn in bns], unbiased, momentum)
-        torch._foreach_add_([bn.num_batches_tracked for bn in bns], 1)
+        bns = [bn for group, *_ in self.seen for bn in group]
+        means = [row for _, mean, _, _ in self.seen for row in mean.unbind()]
+        unbiased = [row for _, _, var, n in self.seen for row in (var * (n / (n - 1))).unbind()]
+        momentum = cast(float, bns[0].momentum)
+        torch._foreach_lerp_([cast(Tensor, bn.running_mean) for bn in bns], means, momentum)
+        torch._foreach_lerp_([cast(Tensor, bn.running_var) for bn in bns], unbiased, momentum)
+        torch._foreach_add_([cast(Tensor, bn.num_batches_tracked) for bn in bns], 1)
 
 
-def _add_scaled(total: Tensor | None, xs: Sequence[Tensor], scales: Sequence[Tensor]) -> Tensor:
-    for x, scale in zip(xs, scales, strict=True):
+def _add_scaled(total: Tensor | None, terms: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    for x, scale in terms:
         total = x * scale if total is None else torch.addcmul(total, x, scale)
-    assert total is not None, "a search space has an operation besides none"
+    assert total is not None, "an edge has an operation besides none"
     return total
 
 
 class Folded:
-    """BN as in eval mode, folded with α into the 1x1 convolutions. Holds as long as weights and α do not change."""
+    """BN as in eval mode, folded with α into the 1x1 convolutions. Holds while weights, α and buffers stay."""
 
-    def __init__(self, pre: Sequence[nn.Module], operations: Sequence[Sequence[Operation]], weights: Tensor):
-        """`operations`: those that enter each node; `weights` (edges, operations)."""
-        entrances = [_weight_and_bn(p) for p in pre]
-        self._enter = {id(p): _fold([w], [bn])[0] for p, (w, bn) in zip(pre, entrances, strict=True)}
-        self._middle: dict[Operation, tuple[Tensor, Tensor]] = {}
-        self._last: dict[Operation, Tensor] = {}
-        self._scale: dict[Operation, Tensor] = {}
-        self._bias: list[Tensor] = []
-        for entering in operations:
-            self._fold_node(entering, weights)
+    def __init__(self, entrances: Sequence[Convolving], edges: Sequence[Edge], weights: Tensor):
+        """`weights` (edges, operations)."""
+        self._entrances = {id(e): _folded_entrance(e) for e in entrances}
+        self._edges = [FoldedEdge(edge, row.unbind()) for edge, row in zip(edges, weights.unbind(), strict=True)]
 
-    def _fold_node(self, entering: Sequence[Operation], weights: Tensor) -> None:
-        separable = [o for o in entering if o.kind == "separable"]
-        if separable:
-            first = _fold([o.middle[0] for o in separable], [o.middle[1] for o in separable])
-            self._middle |= dict(zip(separable, first, strict=True))
-        bias = []
-        for kinds in (("separable", "dilated"), ("reduce",)):
-            group = [o for o in entering if o.kind in kinds]
-            if group:
-                alpha = weights[[o.edge for o in group], [o.column for o in group]]
-                folded = _fold([o.last for o in group], [o.bn for o in group], alpha)
-                self._last |= {o: w for o, (w, _) in zip(group, folded, strict=True)}
-                bias += [b for _, b in folded]
-        for o in entering:
-            if o.kind in ("max", "avg"):
-                scale, shift = _scale_and_shift([o.bn])
-                self._scale[o] = per_channel(scale[0] * weights[o.edge, o.column])
-                bias.append(shift[0] * weights[o.edge, o.column])
-            elif o.kind == "identity":
-                self._scale[o] = weights[o.edge, o.column]
-        self._bias.append(torch.stack(bias).sum(0) if bias else weights.new_zeros(1))
+    def enter(self, x: Tensor, entrance: Convolving) -> Tensor:
+        weight, bias = self._entrances[id(entrance)]
+        return convolve_folded([entrance.shape], x.relu(), bias, [weight])
 
-    def enter(self, x: Tensor, pre: nn.Module) -> Tensor:
-        weight, bias = self._enter[id(pre)]
-        return pointwise_sum(bias, [_entrance(x, pre)[0]], [weight])
-
-    def middle(self, x: Tensor, operation: Operation) -> Tensor:
-        return middle(x, *self._middle[operation], operation.middle[2])
-
-    def pooled(self, x: Tensor, operations: Sequence[Operation]) -> Tensor:
-        del operations
+    def pooled(self, x: Tensor, bns: Sequence[nn.BatchNorm2d]) -> Tensor:
+        del bns  # they are in the scales of the edges
         return x
 
-    def join(self, node: int, terms: Sequence[tuple[Operation, Tensor]]) -> Tensor:
-        convolved = [(o, x) for o, x in terms if o.convolves]
-        ready = [(o, x) for o, x in terms if not o.convolves]
-        bias = self._bias[node]
-        total = None
-        if convolved:
-            total = pointwise_sum(bias, [x for _, x in convolved], [self._last[o] for o, _ in convolved])
-        total = _add_scaled(total, [x for _, x in ready], [self._scale[o] for o, _ in ready])
-        return total if convolved else total + per_channel(bias)
+    def mix(self, edge: Edge, x: Tensor, passed: dict[str, Tensor]) -> Tensor:
+        folded = self._edges[edge.row]
+        terms = [(passed[what], scale) for what, scale in folded.scales]
+        if not folded.shapes:
+            return _add_scaled(None, terms) + per_channel(folded.bias)
+        return _add_scaled(convolve_folded(folded.shapes, x, folded.bias, folded.tensors), terms)
 
 
-def _weight_and_bn(pre: nn.Module) -> tuple[Tensor, nn.BatchNorm2d]:
-    if isinstance(pre, FactorizedReduce):
-        return _side_by_side(pre), pre.bn
-    return _conv(pre, 1).weight.flatten(1), _bn(pre, 2)
+class FoldedEdge:
+    """The constants of an edge in eval mode: what `convolve_folded` takes, and the scales of what is passed on."""
+
+    def __init__(self, edge: Edge, alpha: Sequence[Tensor]):
+        self.shapes = [o.shape for o in edge.convolving]
+        self.tensors: list[Tensor] = []
+        self.scales: list[tuple[str, Tensor]] = []
+        bias = [alpha[0].new_zeros(1)]
+        for o in edge.convolving:
+            *head, weight = o.tensors
+            if o.shape.kind == "separable":
+                scale, shift = _scale_and_shift(o.bns[0])
+                head = [head[0], head[1] * scale[:, None], shift, head[2]]
+            scale, shift = (v * alpha[o.column] for v in _scale_and_shift(o.bns[-1]))
+            self.tensors += [*head, weight * scale[:, None]]
+            bias.append(shift)
+        for p in edge.passing:
+            if p.bn is None:
+                self.scales.append((p.what, alpha[p.column]))
+            else:
+                scale, shift = (v * alpha[p.column] for v in _scale_and_shift(p.bn))
+                self.scales.append((p.what, per_channel(scale)))
+                bias.append(shift)
+        self.bias = sum(bias[1:], bias[0])
+        if not torch.is_grad_enabled():
+            self.tensors = [t.detach() for t in self.tensors]  # the kernels are parameters as they are
 
 
-def _scale_and_shift(bns: Sequence[nn.BatchNorm2d]) -> tuple[Tensor, Tensor]:
-    """BN with running statistics as x · scale + shift, each (len(bns),C)."""
-    mean = torch.stack([cast(Tensor, bn.running_mean) for bn in bns])
-    scale = (torch.stack([cast(Tensor, bn.running_var) for bn in bns]) + bns[0].eps).rsqrt()
-    return scale, -mean * scale
+def _folded_entrance(entrance: Convolving) -> tuple[Tensor, Tensor]:
+    scale, shift = _scale_and_shift(entrance.bns[0])
+    return entrance.tensors[0] * scale[:, None], shift
 
 
-def _fold(
-    weights: Sequence[Tensor], bns: Sequence[nn.BatchNorm2d], alpha: Tensor | None = None
-) -> list[tuple[Tensor, Tensor]]:
-    """For each 1x1 weight (D,C) and its BN: the weight and bias of the two together, times its `alpha`."""
-    scale, shift = _scale_and_shift(bns)
-    if alpha is not None:
-        scale, shift = scale * alpha[:, None], shift * alpha[:, None]
-    return list(zip((torch.stack(list(weights)) * scale[:, :, None]).unbind(), shift.unbind(), strict=True))
+def _scale_and_shift(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """BN with running statistics as x · scale + shift, each (C,)."""
+    scale = (cast(Tensor, bn.running_var) + bn.eps).rsqrt()
+    scale = scale if bn.weight is None else scale * bn.weight
+    shift = -cast(Tensor, bn.running_mean) * scale
+    return scale, shift if bn.bias is None else shift + bn.bias
 
 
 class FastCell(SupernetCell):
@@ -270,28 +240,26 @@ class FastCell(SupernetCell):
         after_reduction: bool,
     ):
         super().__init__(space, c_before, c_last, channels, reduction, after_reduction)
-        self._entering: list[list[Operation]] = []
-        self._leaving: list[list[Operation]] = [[] for _ in range(self.nodes + 1)]
-        edge = 0
+        self._entrances = [Convolving("direct", 1, self.pre0), Convolving("direct", 1, self.pre1)]
+        self._edges: list[Edge] = []
         for node in range(self.nodes):
-            self._entering.append([])
             for source in range(node + 2):
-                modules = cast(MixedOperation, self.edges[edge]).operations
-                for column, (name, module) in enumerate(zip(space.operations, modules, strict=True)):
-                    if name != "none":
-                        operation = Operation(_kind(name, module), edge, column, module)
-                        self._entering[node].append(operation)
-                        self._leaving[source].append(operation)
-                edge += 1
+                row = len(self._edges)
+                modules = cast(MixedOperation, self.edges[row]).operations
+                self._edges.append(_edge(row, source, self._stride(source), space.operations, modules))
+
+    def _stride(self, source: int) -> int:
+        return 2 if self.reduction and source < 2 else 1
 
     def forward(self, s0: Tensor, s1: Tensor, weights: Tensor) -> Tensor:
+        """`s0`, `s1`: outputs of the cell before last and the last; `weights` (edges, operations)."""
         if not self.training:
             return self.run(s0, s1, self.fold(weights))
         if self.checkpointed and torch.is_grad_enabled():
             out, rule = checkpoint(self._run_train, s0, s1, weights, use_reentrant=False)
         else:
             out, rule = self._run_train(s0, s1, weights)
-        rule.update()
+        rule.update()  # out here, because a checkpoint runs the cell a second time
         return cast(Tensor, out)
 
     def _run_train(self, s0: Tensor, s1: Tensor, weights: Tensor) -> tuple[Tensor, BatchStatistics]:
@@ -299,58 +267,42 @@ class FastCell(SupernetCell):
         return self.run(s0, s1, rule), rule
 
     def fold(self, weights: Tensor) -> Folded:
-        """The cell's weights in eval mode for `run`."""
-        return Folded([self.pre0, self.pre1], self._entering, weights)
+        """The rule for eval mode."""
+        return Folded(self._entrances, self._edges, weights)
 
     def run(self, s0: Tensor, s1: Tensor, rule: Rule) -> Tensor:
         """The cell's output; `rule` says how BN is done."""
-        states = [rule.enter(s0, self.pre0), rule.enter(s1, self.pre1)]
-        terms: dict[Operation, Tensor] = {}
-        for node, entering in enumerate(self._entering):
-            for source in (0, 1) if node == 0 else (node + 1,):
-                terms |= self._leave(states[source], source, rule)
-            states.append(rule.join(node, [(o, terms.pop(o)) for o in entering]))
+        states = [rule.enter(s, entrance) for s, entrance in zip((s0, s1), self._entrances, strict=True)]
+        left = [self._leave(0, states[0], rule), self._leave(1, states[1], rule)]
+        edges = iter(self._edges)
+        for node in range(2, self.nodes + 2):
+            incoming = [rule.mix(next(edges), *left[source]) for source in range(node)]
+            states.append(sum(incoming[1:], incoming[0]))
+            if node <= self.nodes:
+                left.append(self._leave(node, states[node], rule))
         return torch.cat(states[2:], dim=1)
 
-    def _leave(self, x: Tensor, source: int, rule: Rule) -> dict[Operation, Tensor]:
-        """What every operation that leaves a node makes of it, up to the last 1x1 convolution."""
-        stride = 2 if self.reduction and source < 2 else 1
-        leaving = self._leaving[source]
-        of: dict[Kind, list[Operation]] = {}
-        for operation in leaving:
-            of.setdefault(operation.kind, []).append(operation)
-        convolved = [o for o in leaving if o.kind in ("separable", "dilated")]
-        shapes = [(stride, 1 if o.kind == "separable" else 2) for o in convolved]
-        outputs = depthwise_bank(x, shapes, [o.kernel for o in convolved])
-        terms = {
-            o: rule.middle(out, o) if o.kind == "separable" else out for o, out in zip(convolved, outputs, strict=True)
-        }
-        if "max" in of:
-            terms |= dict.fromkeys(of["max"], rule.pooled(F.max_pool2d(x, 3, stride, 1), of["max"]))
-        if "avg" in of:
-            terms |= dict.fromkeys(of["avg"], rule.pooled(avg_pool(x, stride), of["avg"]))
-        if "identity" in of:
-            terms |= dict.fromkeys(of["identity"], x)
-        if "reduce" in of:
-            terms |= dict.fromkeys(of["reduce"], _even_and_odd(x))
-        return terms
+    def _leave(self, source: int, x: Tensor, rule: Rule) -> tuple[Tensor, dict[str, Tensor]]:
+        """What the edges that leave a node share: its ReLU, and what they pass on."""
+        pools = [p for e in self._edges if e.source == source for p in e.passing]
+        bns = {what: [cast(nn.BatchNorm2d, p.bn) for p in pools if p.what == what] for what in ("max", "avg")}
+        stride = self._stride(source)
+        passed = {"skip": x}
+        if bns["max"]:
+            passed["max"] = rule.pooled(F.max_pool2d(x, 3, stride, 1), bns["max"])
+        if bns["avg"]:
+            passed["avg"] = rule.pooled(avg_pool(x, stride), bns["avg"])
+        return x.relu(), passed
 
 
 class FastSupernet(Supernet):
-    """`Supernet` in every respect but speed. Works on any device; differentiable once.
-
-    `memory_saving`: keep only the outputs of cells for the backward pass and compute the rest again, cell by cell:
-    a fraction of the memory for a third more time.
-    """
+    """`Supernet` in every respect but speed; on any device; differentiable once."""
 
     cell_type = FastCell
 
-    @property
-    def memory_saving(self) -> bool:
-        return any(cast(FastCell, cell).checkpointed for cell in self.cells)
-
-    @memory_saving.setter
-    def memory_saving(self, on: bool) -> None:
+    def save_memory(self, on: bool = True) -> None:
+        """From now on keep only the cells' outputs for the backward pass and compute the rest again, cell by cell:
+        a fraction of the memory for about a third more time."""
         for cell in self.cells:
             cast(FastCell, cell).checkpointed = on
 
@@ -358,21 +310,24 @@ class FastSupernet(Supernet):
         """Logits (B,classes) and the output of every cell, each (B,C_i,H_i,W_i)."""
         return super().forward_cells(arrange(x))
 
+    @torch.no_grad()
     def frozen_view(self) -> Callable[[Tensor], Tensor]:
-        """Images to logits in eval mode, for as long as no weight, α or buffer changes: everything is folded once."""
-        with torch.no_grad():
-            normal, reduce = (alpha.softmax(-1) for alpha in self.alphas)
-            cells = [cast(FastCell, cell) for cell in self.cells]
-            rules = [cell.fold(reduce if cell.reduction else normal) for cell in cells]
-            conv, bn = _conv(self.stem, 0), _bn(self.stem, 1)
-            scale, shift = (v[0] for v in _scale_and_shift([bn]))
-            scale, shift = scale * bn.weight, shift * bn.weight + bn.bias
-            weight = conv.weight * scale[:, None, None, None]
+        """Images to logits as in eval mode, without gradients of weights; BN and α are folded here, once.
+
+        Holds while weights, α and buffers stay as they are now. The network itself is left alone.
+        """
+        normal, reduce = (alpha.softmax(-1) for alpha in self.alphas)
+        cells = [cast(FastCell, cell) for cell in self.cells]
+        rules = [cell.fold(reduce if cell.reduction else normal) for cell in cells]
+        conv, bn = cast(nn.Conv2d, self.stem[0]), cast(nn.BatchNorm2d, self.stem[1])
+        scale, shift = _scale_and_shift(bn)
+        stem = conv.weight * scale[:, None, None, None]
+        weight, bias = self.classifier.weight.detach(), self.classifier.bias.detach()
 
         def view(x: Tensor) -> Tensor:
-            s0 = s1 = F.conv2d(self.normalize(arrange(x)), weight, shift, conv.stride, conv.padding)
+            s0 = s1 = F.conv2d(self.normalize(arrange(x)), stem, shift, conv.stride, conv.padding)
             for cell, rule in zip(cells, rules, strict=True):
                 s0, s1 = s1, cell.run(s0, s1, rule)
-            return cast(Tensor, self.classifier(s1.mean((2, 3))))
+            return F.linear(s1.mean((2, 3)), weight, bias)
 
         return view

@@ -1,14 +1,15 @@
-"""What the fast supernet differentiates: pieces of a cell with a backward of their own.
+"""What the fast supernet differentiates: an edge as one function with a backward of its own, and BN.
 
-Each saves what its backward cannot cheaply recompute, and computes only the gradients that are asked for: with frozen
+An edge takes its operations one after the other, so that what each leaves behind is reused while it is in the cache.
+It saves what its backward cannot cheaply recompute, and computes only the gradients that are asked for: with frozen
 weights, none for weights. Batch statistics leave as outputs without gradient, because whoever owns the running
 statistics updates them. Differentiable once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,54 +28,71 @@ from rnas.nets.fast_kernels import (
     pointwise_weight_grad,
 )
 
-Stride = int
-Dilation = int
+Kind = Literal["separable", "dilated", "reduce", "direct"]
 
 
-class _DepthwiseBank(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, shapes: Sequence[tuple[Stride, Dilation]], *weights: Tensor) -> tuple[Tensor, ...]:
-        x = x.relu()
-        # A dilated convolution with stride 2 sees only every other pixel: a plain convolution of those.
-        even = arrange(x[:, :, ::2, ::2]) if (2, 2) in shapes else x.new_empty(0)
-        ctx.save_for_backward(x, even, *weights)
-        ctx.shapes = shapes
-        ctx.set_materialize_grads(False)
-        return tuple(
-            depthwise(even, w, 1, 1) if (stride, dilation) == (2, 2) else depthwise(x, w, stride, dilation)
-            for w, (stride, dilation) in zip(weights, shapes, strict=True)
-        )
+class Convolution(NamedTuple):
+    """The shape of one convolutional operation of an edge.
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        x, even, *weights = ctx.saved_tensors
-        grad_x = grad_even = None
-        grad_weights: list[Tensor | None] = [None] * len(weights)
-        for i, (g, w, shape) in enumerate(zip(grads, weights, ctx.shapes, strict=True)):
-            if g is None:
-                continue
-            g = arrange(g)
-            source, (stride, dilation) = (even, (1, 1)) if shape == (2, 2) else (x, shape)
-            if ctx.needs_input_grad[2 + i]:
-                grad_weights[i] = depthwise_weight_grad(source, w, g, stride, dilation)
-            if ctx.needs_input_grad[0]:
-                part = depthwise_input_grad(source, w, g, stride, dilation)
-                if source is x:
-                    grad_x = part if grad_x is None else grad_x.add_(part)
-                else:
-                    grad_even = part if grad_even is None else grad_even.add_(part)
-        if grad_even is not None:
-            grad_x = torch.zeros_like(x) if grad_x is None else grad_x
-            grad_x[:, :, ::2, ::2] += grad_even
-        return None if grad_x is None else _where_positive(grad_x, x), None, *grad_weights
+    Its tensors, with 1x1 weights (D,C) and depthwise kernels (C,1,k,k), are for
+    `separable` (depthwise, 1x1, BN, ReLU, depthwise, 1x1, BN): kernel, weight, [bias where folded,] kernel, weight;
+    `dilated` (dilated depthwise, 1x1, BN): kernel, weight;
+    `reduce` (1x1 of the even and odd pixels side by side, BN): weight (D,2C);
+    `direct` (1x1, BN): weight.
+    """
+
+    kind: Kind
+    stride: int
 
 
-def depthwise_bank(
-    x: Tensor, shapes: Sequence[tuple[Stride, Dilation]], weights: Sequence[Tensor]
-) -> tuple[Tensor, ...]:
-    """ReLU, then every depthwise convolution that reads it. `x` (B,C,H,W); `weights` (C,1,k,k) each."""
-    return _DepthwiseBank.apply(x, shapes, *weights) if weights else ()  # type: ignore[no-untyped-call]
+def _head(x: Tensor, shape: Convolution, kernel: Tensor) -> Tensor:
+    """What the first 1x1 convolution of an operation sees."""
+    if shape.kind == "direct":
+        return x
+    if shape.kind == "separable":
+        return depthwise(x, kernel, shape.stride, 1)
+    if shape.kind == "reduce":
+        return torch.cat([x[:, :, ::2, ::2], x[:, :, 1::2, 1::2]], dim=1)
+    if shape.stride == 2:  # dilated, it sees only every other pixel: a plain convolution of those
+        return depthwise(arrange(x[:, :, ::2, ::2]), kernel, 1, 1)
+    return depthwise(x, kernel, 1, 2)
+
+
+class _HeadBackward:
+    """Collects the gradient of the heads for the input `x` that they share."""
+
+    def __init__(self, x: Tensor, needed: bool):
+        self.x = x
+        self.needed = needed
+        self.grad: Tensor | None = None
+
+    def add(self, shape: Convolution, kernel: Tensor, grad: Tensor, of_kernel: bool) -> Tensor | None:
+        """Take in the gradient of one head; the gradient of its kernel, if wanted."""
+        if shape.kind == "direct":
+            self.grad = grad if self.grad is None else self.grad.add_(grad)
+            return None
+        if shape.kind == "reduce":
+            if self.needed:
+                even, odd = grad.chunk(2, dim=1)
+                self._grid()[:, :, ::2, ::2] += even
+                self._grid()[:, :, 1::2, 1::2] += odd
+            return None
+        every = 2 if shape == ("dilated", 2) else 1
+        x = self.x if every == 1 else arrange(self.x[:, :, ::2, ::2])
+        stride = shape.stride // every
+        dilation = 2 if shape == ("dilated", 1) else 1
+        if self.needed:
+            part = depthwise_input_grad(x, kernel, grad, stride, dilation)
+            if every == 2:
+                self._grid()[:, :, ::2, ::2] += part
+            else:
+                self.grad = part if self.grad is None else self.grad.add_(part)
+        return depthwise_weight_grad(x, kernel, grad, stride, dilation) if of_kernel else None
+
+    def _grid(self) -> Tensor:
+        if self.grad is None:
+            self.grad = torch.zeros_like(self.x)
+        return self.grad
 
 
 def _where_positive(grad: Tensor, x: Tensor) -> Tensor:
@@ -93,7 +111,7 @@ def _normalize_backward(grad: Tensor, centered: Tensor, inverse_std: Tensor) -> 
 class _Normalize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-        x = x.clone(memory_format=torch.preserve_format)
+        x = x.clone()
         mean, var = center_(x)
         inverse_std = (var + eps).rsqrt()
         ctx.save_for_backward(x, inverse_std)
@@ -111,173 +129,163 @@ def normalize(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     return _Normalize.apply(x, eps)  # type: ignore[no-any-return,no-untyped-call]
 
 
-class _PointwiseNormalize(torch.autograd.Function):
+TENSORS = {"separable": 4, "dilated": 2, "reduce": 1, "direct": 1}
+
+
+def _grouped(shapes: Sequence[Convolution], tensors: Sequence[Any], folded: bool) -> Iterator[tuple[Any, ...]]:
+    """(shape, head kernel, middle, last weight) of each operation; the middle is () unless it is separable."""
+    rest = list(tensors)
+    for shape in shapes:
+        count = TENSORS[shape.kind] + (folded and shape.kind == "separable")
+        own, rest = rest[:count], rest[count:]
+        yield shape, own[0] if count > 1 else None, tuple(own[1:-1]), own[-1]
+
+
+class _Convolve(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-        z = pointwise(x, weight)
-        mean, var = center_(z)
-        inverse_std = (var + eps).rsqrt()
-        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight, z, inverse_std)
-        ctx.mark_non_differentiable(mean, var)
-        return z * per_channel(inverse_std), mean, var
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _mean: Tensor, _var: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        x, weight, z, inverse_std = ctx.saved_tensors
-        grad_z = _normalize_backward(arrange(grad), z, inverse_std)
-        return (
-            pointwise(grad_z, weight.t()) if ctx.needs_input_grad[0] else None,
-            pointwise_weight_grad(x, grad_z) if ctx.needs_input_grad[1] else None,
-            None,
-        )
-
-
-def pointwise_normalize(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """1x1 convolution with `weight` (D,C), then BN with batch statistics, which are returned too."""
-    return _PointwiseNormalize.apply(x, weight, eps)  # type: ignore[no-any-return,no-untyped-call]
-
-
-class _MiddleNormalized(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, kernel: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-        z = pointwise(x, weight)
-        mean, var = center_(z)
-        inverse_std = (var + eps).rsqrt()
-        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight, kernel, z, inverse_std)
-        ctx.mark_non_differentiable(mean, var)
-        return depthwise(z.relu().mul_(per_channel(inverse_std)), kernel, 1, 1), mean, var
-
-    @staticmethod
-    @once_differentiable
-    def backward(
-        ctx: Any, grad: Tensor, _mean: Tensor, _var: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        x, weight, kernel, z, inverse_std = ctx.saved_tensors
-        grad = arrange(grad)
-        grad_x = grad_weight = grad_kernel = None
-        if ctx.needs_input_grad[2]:
-            again = z.relu().mul_(per_channel(inverse_std))
-            grad_kernel = depthwise_weight_grad(again, kernel, grad, 1, 1)
-        if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
-            grad_z = _where_positive(depthwise_input_grad(z, kernel, grad, 1, 1), z)
-            grad_z = _normalize_backward(grad_z, z, inverse_std)
-            grad_x = pointwise(grad_z, weight.t()) if ctx.needs_input_grad[0] else None
-            grad_weight = pointwise_weight_grad(x, grad_z) if ctx.needs_input_grad[1] else None
-        return grad_x, grad_weight, grad_kernel, None
-
-
-def middle_normalized(x: Tensor, weight: Tensor, kernel: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The middle of a separable convolution applied twice: 1x1 with `weight` (D,C), BN with batch statistics, ReLU,
-    depthwise with `kernel` (D,1,k,k); and the statistics."""
-    return _MiddleNormalized.apply(x, weight, kernel, eps)  # type: ignore[no-any-return,no-untyped-call]
-
-
-class _Middle(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, kernel: Tensor) -> Tensor:
-        h = pointwise(x, weight).add_(per_channel(bias)).relu_()
-        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight, kernel, h)
-        return depthwise(h, kernel, 1, 1)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, kernel, h = ctx.saved_tensors
-        grad = arrange(grad)
-        grad_h = _where_positive(depthwise_input_grad(h, kernel, grad, 1, 1), h)
-        needs = ctx.needs_input_grad
-        return (
-            pointwise(grad_h, weight.t()) if needs[0] else None,
-            pointwise_weight_grad(x, grad_h) if needs[1] else None,
-            channel_sum(grad_h) if needs[2] else None,
-            depthwise_weight_grad(h, kernel, grad, 1, 1) if needs[3] else None,
-        )
-
-
-def middle(x: Tensor, weight: Tensor, bias: Tensor, kernel: Tensor) -> Tensor:
-    """1x1 convolution with `weight` (D,C) and `bias` (D,), ReLU, depthwise with `kernel` (D,1,k,k)."""
-    return _Middle.apply(x, weight, bias, kernel)  # type: ignore[no-any-return,no-untyped-call]
-
-
-class _WeightedSum(torch.autograd.Function):
-    """The terms share the gradient of their sum, so BN's backward and α's gradient share their one reduction."""
-
-    @staticmethod
-    def forward(ctx: Any, alpha: Tensor, eps: float, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        k = len(alpha)
-        xs, weights = tensors[:k], tensors[k:]
-        zs = [pointwise(x, w) for x, w in zip(xs, weights, strict=True)]
-        mean, var = (torch.stack(s) for s in zip(*(center_(z) for z in zs), strict=True))
-        inverse_std = (var + eps).rsqrt()
-        scale = alpha[:, None] * inverse_std
-        total = zs[0] * per_channel(scale[0])
-        for z, s in zip(zs[1:], scale[1:], strict=True):
-            total.addcmul_(z, per_channel(s))
-        kept = [x if needed else None for x, needed in zip(xs, ctx.needs_input_grad[2 + k :], strict=True)]
-        ctx.save_for_backward(inverse_std, scale, *kept, *weights, *zs)
+    def forward(
+        ctx: Any,
+        shapes: Sequence[Convolution],
+        eps: float,
+        x: Tensor,
+        alpha: Tensor,
+        *tensors: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        needs = list(_grouped(shapes, ctx.needs_input_grad[4:], folded=False))
+        saved: list[Tensor | None] = []
+        statistics: list[tuple[Tensor, Tensor]] = []
+        total = None
+        for (shape, kernel, middle, weight), (_, _, needs_middle, needs_weight), a in zip(
+            _grouped(shapes, tensors, folded=False), needs, alpha.unbind(), strict=True
+        ):
+            h = _head(x, shape, kernel)
+            if middle:
+                z = pointwise(h, middle[0])
+                statistics.append(center_(z))
+                inverse_std = (statistics[-1][1] + eps).rsqrt()
+                saved += [h if needs_middle[0] else None, z, inverse_std]
+                h = depthwise(z.relu().mul_(per_channel(inverse_std)), middle[1], 1, 1)
+            z = pointwise(h, weight)
+            statistics.append(center_(z))
+            inverse_std = (statistics[-1][1] + eps).rsqrt()
+            saved += [h if needs_weight else None, z, inverse_std]
+            scale = per_channel(a * inverse_std)
+            total = z * scale if total is None else total.addcmul_(z, scale)
+        assert total is not None
+        mean, var = (torch.stack(s) for s in zip(*statistics, strict=True))
+        ctx.save_for_backward(x, alpha, *tensors, *saved)
+        ctx.shapes, ctx.count = shapes, len(tensors)
         ctx.mark_non_differentiable(mean, var)
         return total, mean, var
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _mean: Tensor, _var: Tensor) -> tuple[Any, ...]:
-        inverse_std, scale, *tensors = ctx.saved_tensors
-        k = len(scale)
-        xs, weights, zs = tensors[:k], tensors[k : 2 * k], tensors[2 * k :]
+    def backward(ctx: Any, grad: Tensor, _mean: Tensor, _var: Tensor) -> tuple[Tensor | None, ...]:
+        x, alpha, *rest = ctx.saved_tensors
+        tensors, saved = rest[: ctx.count], iter(rest[ctx.count :])
+        needs = _grouped(ctx.shapes, ctx.needs_input_grad[4:], folded=False)
+        heads = _HeadBackward(x, ctx.needs_input_grad[2])
         grad = arrange(grad)
         n = grad.numel() // grad.shape[1]
-        dot = torch.stack([channel_sum(grad * z) for z in zs])
-        along = scale * inverse_std.square() * dot / n
-        grad = grad - per_channel(channel_sum(grad) / n)
-        needs = ctx.needs_input_grad
-        grad_xs: list[Tensor | None] = [None] * k
-        grad_weights: list[Tensor | None] = [None] * k
-        for i, (x, w, z) in enumerate(zip(xs, weights, zs, strict=True)):
-            if not (needs[2 + i] or needs[2 + k + i]):
-                continue
-            grad_z = (grad * per_channel(scale[i])).addcmul_(z, per_channel(along[i]), value=-1)
-            grad_xs[i] = pointwise(grad_z, w.t()) if needs[2 + i] else None
-            grad_weights[i] = pointwise_weight_grad(x, grad_z) if needs[2 + k + i] else None
-        return (dot * inverse_std).sum(1) if needs[0] else None, None, *grad_xs, *grad_weights
+        centered = grad - per_channel(channel_sum(grad) / n)
+        grad_alpha: list[Tensor] = []
+        grads: list[Tensor | None] = []
+        for (shape, kernel, middle, weight), (_, needs_kernel, needs_middle, needs_weight), a in zip(
+            _grouped(ctx.shapes, tensors, folded=False), needs, alpha.unbind(), strict=True
+        ):
+            if middle:
+                h1, z1, inverse_std1 = next(saved), next(saved), next(saved)
+            h, z, inverse_std = next(saved), next(saved), next(saved)
+            # α's gradient and BN's share their one reduction over pixels.
+            along = channel_sum(grad * z) * inverse_std
+            grad_alpha.append(along.sum())
+            scale = a * inverse_std
+            g = (centered * per_channel(scale)).addcmul_(z, per_channel(scale * inverse_std * along / n), value=-1)
+            grad_weight = pointwise_weight_grad(h, g) if needs_weight else None
+            g = pointwise(g, weight.t())
+            grad_middle: list[Tensor | None] = []
+            if middle:
+                again = z1.relu().mul_(per_channel(inverse_std1)) if needs_middle[1] else None
+                grad_kernel = None if again is None else depthwise_weight_grad(again, middle[1], g, 1, 1)
+                g = _where_positive(depthwise_input_grad(z1, middle[1], g, 1, 1), z1)
+                g = _normalize_backward(g, z1, inverse_std1)
+                grad_middle = [pointwise_weight_grad(h1, g) if needs_middle[0] else None, grad_kernel]
+                g = pointwise(g, middle[0].t())
+            grad_head = heads.add(shape, kernel, g, bool(needs_kernel))
+            grads += [*([] if kernel is None else [grad_head]), *grad_middle, grad_weight]
+        return None, None, heads.grad, torch.stack(grad_alpha), *grads
 
 
-def weighted_sum(
-    alpha: Tensor, xs: Sequence[Tensor], weights: Sequence[Tensor], eps: float
+def convolve(
+    shapes: Sequence[Convolution], x: Tensor, alpha: Tensor, tensors: Sequence[Tensor], eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Σ_k α_k BN(1x1 convolution of `xs[k]` with `weights[k]`), BN with batch statistics. # Eq. 1
+    """Σ_k α_k operation_k(x) over convolutional operations, BN with batch statistics. # Eq. 1
 
-    `alpha` (K,), `xs` (B,C,H,W) each, `weights` (D,C) each; the statistics are (K,D).
+    `x` (B,C,H,W) after its ReLU, `alpha` (K,), `tensors`: those of every operation, one after the other. Also the
+    statistics of each BN in order, mean and biased variance, (S,D) each.
     """
-    return _WeightedSum.apply(alpha, eps, *xs, *weights)  # type: ignore[no-any-return,no-untyped-call]
+    return _Convolve.apply(shapes, eps, x, alpha, *tensors)  # type: ignore[no-any-return,no-untyped-call]
 
 
-class _PointwiseSum(torch.autograd.Function):
+class _ConvolveFolded(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, bias: Tensor, *tensors: Tensor) -> Tensor:
-        k = len(tensors) // 2
-        xs, weights = tensors[:k], tensors[k:]
-        total = pointwise(xs[0], weights[0])
-        for x, w in zip(xs[1:], weights[1:], strict=True):
-            pointwise_add(total, x, w)
-        kept = [x if needed else None for x, needed in zip(xs, ctx.needs_input_grad[1 + k :], strict=True)]
-        ctx.save_for_backward(*kept, *weights)
-        return total.add_(per_channel(bias))
+    def forward(ctx: Any, shapes: Sequence[Convolution], x: Tensor, bias: Tensor, *tensors: Tensor) -> Tensor:
+        needs = _grouped(shapes, ctx.needs_input_grad[3:], folded=True)
+        saved: list[Tensor | None] = []
+        total = None
+        for (shape, kernel, middle, weight), (_, _, needs_middle, needs_weight) in zip(
+            _grouped(shapes, tensors, folded=True), needs, strict=True
+        ):
+            h = _head(x, shape, kernel)
+            if middle:
+                z = pointwise(h, middle[0]).add_(per_channel(middle[1])).relu_()
+                saved += [h if needs_middle[0] else None, z]
+                h = depthwise(z, middle[2], 1, 1)
+            saved.append(h if needs_weight else None)
+            if total is None:
+                total = pointwise(h, weight).add_(per_channel(bias))
+            else:
+                pointwise_add(total, h, weight)
+        assert total is not None
+        ctx.save_for_backward(x, *tensors, *saved)
+        ctx.shapes, ctx.count = shapes, len(tensors)
+        return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        k = len(ctx.saved_tensors) // 2
-        xs, weights = ctx.saved_tensors[:k], ctx.saved_tensors[k:]
+        x, *rest = ctx.saved_tensors
+        tensors, saved = rest[: ctx.count], iter(rest[ctx.count :])
+        needs = _grouped(ctx.shapes, ctx.needs_input_grad[3:], folded=True)
+        heads = _HeadBackward(x, ctx.needs_input_grad[1])
         grad = arrange(grad)
-        needs = ctx.needs_input_grad
-        return (
-            channel_sum(grad) if needs[0] else None,
-            *(pointwise(grad, w.t()) if needed else None for w, needed in zip(weights, needs[1:], strict=False)),
-            *(pointwise_weight_grad(x, grad) if needed else None for x, needed in zip(xs, needs[1 + k :], strict=True)),
-        )
+        grads: list[Tensor | None] = []
+        for (shape, kernel, middle, weight), (_, needs_kernel, needs_middle, needs_weight) in zip(
+            _grouped(ctx.shapes, tensors, folded=True), needs, strict=True
+        ):
+            if middle:
+                h1, z = next(saved), next(saved)
+            h = next(saved)
+            grad_weight = pointwise_weight_grad(h, grad) if needs_weight else None
+            g = pointwise(grad, weight.t())
+            grad_middle: list[Tensor | None] = []
+            if middle:
+                grad_kernel = depthwise_weight_grad(z, middle[2], g, 1, 1) if needs_middle[2] else None
+                g = _where_positive(depthwise_input_grad(z, middle[2], g, 1, 1), z)
+                grad_middle = [
+                    pointwise_weight_grad(h1, g) if needs_middle[0] else None,
+                    channel_sum(g) if needs_middle[1] else None,
+                    grad_kernel,
+                ]
+                g = pointwise(g, middle[0].t())
+            grad_head = heads.add(shape, kernel, g, bool(needs_kernel))
+            grads += [*([] if kernel is None else [grad_head]), *grad_middle, grad_weight]
+        return None, heads.grad, channel_sum(grad) if ctx.needs_input_grad[2] else None, *grads
 
 
-def pointwise_sum(bias: Tensor, xs: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
-    """Σ_k (1x1 convolution of `xs[k]` with `weights[k]`) + `bias`. `xs` (B,C,H,W), `weights` (D,C), `bias` (D,)."""
-    return _PointwiseSum.apply(bias, *xs, *weights)  # type: ignore[no-any-return,no-untyped-call]
+def convolve_folded(shapes: Sequence[Convolution], x: Tensor, bias: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+    """Σ_k operation_k(x) + `bias` (D,), with BN and α in the tensors already: a weighted edge in eval mode. # Eq. 1
+
+    `x` (B,C,H,W) after its ReLU; `tensors`: those of every operation, one after the other.
+    """
+    return _ConvolveFolded.apply(shapes, x, bias, *tensors)  # type: ignore[no-any-return,no-untyped-call]
