@@ -9,6 +9,7 @@ that has hooks, runs as it is. The structure is kept for each module, so that a 
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -143,6 +144,7 @@ class _Fast:
         _reshape_instead_of_view(self.net)
         for node in list(self.net.graph.nodes):
             self._replace(node)
+        _relu_in_place(self.net)
         self.net.graph.eliminate_dead_code()
         self.net.recompile()
 
@@ -228,12 +230,27 @@ def _share_relus(net: fx.GraphModule) -> None:
         return
     shared: dict[fx.Node, fx.Node] = {}
     for node in list(net.graph.nodes):
-        is_relu = node.target in (F.relu, torch.relu, "relu") or _module(net, node, nn.ReLU) is not None
-        if is_relu and len(node.args) == 1 and not node.kwargs:
+        if _is_relu(net, node):
             first = shared.setdefault(node.args[0], node)
             if first is not node:
                 node.replace_all_uses_with(first)
                 net.graph.erase_node(node)
+
+
+def _is_relu(net: fx.GraphModule, node: fx.Node) -> bool:
+    plain = len(node.args) == 1 and not node.kwargs
+    return plain and (node.target in (F.relu, torch.relu, "relu") or _module(net, node, nn.ReLU) is not None)
+
+
+def _relu_in_place(net: fx.GraphModule) -> None:
+    """A ReLU overwrites what nobody else reads: not even the backward of a convolution, a sum or a concatenation."""
+    for node in net.graph.nodes:
+        if not _is_relu(net, node):
+            continue
+        before = node.args[0]
+        fresh = before.target in (operator.add, torch.add, torch.cat) or _module(net, before, _Convolution) is not None
+        if fresh and len(before.users) == 1:
+            node.op, node.target = "call_method", "relu_"
 
 
 def _reshape_instead_of_view(net: fx.GraphModule) -> None:
