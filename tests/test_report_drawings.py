@@ -141,7 +141,7 @@ def test_numbers_as_people_write_them(value: float, text: str) -> None:
 
 def test_line_chart_leaves_gaps_and_names_lines() -> None:
     chart = line_chart(
-        [1, 2, 3, 4], [Series("F", [1e-4, None, 2e-4, 0.0], "clean")], title="F", description="", log=True
+        [1, 2, 3, 4], [Series("F", (1e-4, None, 2e-4, 0.0), "clean")], title="F", description="", log=True
     )
     dots = [s for s in chart.shapes if isinstance(s, Dot)]
     assert len(dots) == 2  # two single points; the zero has no place on a logarithmic axis
@@ -152,6 +152,6 @@ def test_line_chart_leaves_gaps_and_names_lines() -> None:
 
 def test_dot_chart_places_values_in_proportion() -> None:
     rows = [("a", [Mark(0.0, "clean")]), ("b", [Mark(0.5, "clean", (0.4, 0.6))]), ("c", [Mark(1.0, "clean")])]
-    chart = dot_chart(rows, title="", description="", low=0.0, high=1.0)
+    chart = dot_chart(rows, title="", description="", span=(0.0, 1.0))
     x = [s.x for s in chart.shapes if isinstance(s, Dot)]
     assert x[1] - x[0] == pytest.approx(x[2] - x[1])

@@ -153,6 +153,18 @@ def test_unfinished_search_shows_what_there_is(tmp_path: Path) -> None:
     text = Document(report(search)).text
     assert "not finished; the cell is that of epoch 4" in text
     assert "Normal cell" in text
+    assert "After 4 epochs of the search" in text
+
+
+def test_unfinished_training_says_so(tmp_path: Path) -> None:
+    network = make_network(tmp_path / "train", epochs=8)
+    for name in ("model.json", "evaluation.json", "masks.npz"):
+        (network / name).unlink()
+    log = (network / "log.jsonl").read_text().splitlines(keepends=True)
+    (network / "log.jsonl").write_text("".join(log[:5]) + log[5][:20])  # killed while it wrote the sixth line
+    text = Document(report(network)).text
+    assert "the training is not finished; it is at epoch 5 of 8" in text
+    assert "train: 5 epochs. Nothing is evaluated yet." in text
 
 
 def test_search_without_a_bound(tmp_path: Path) -> None:

@@ -4,15 +4,17 @@ desk does; lines carry their names at their ends."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from rnas.report.drawing import Box, Dot, Drawing, Point, Text, polyline, text_width
 from rnas.report.spread import spread
 
-WIDTH = 360.0
+WIDTH, HEIGHT = 360.0, 230.0
+PITCH = 14.0
+"""Between dots of one row."""
 RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-Values = Sequence[float | None]
 Format = Callable[[float], str]
 
 
@@ -21,7 +23,7 @@ class Series:
     """One line of a chart; None leaves a gap."""
 
     name: str
-    values: Values
+    values: tuple[float | None, ...]
     role: str
     dash: tuple[float, ...] = ()
     width: float = 1.8
@@ -66,6 +68,46 @@ def log_ticks(low: float, high: float) -> list[float]:
     return [low, high]
 
 
+@dataclass(frozen=True)
+class Axis:
+    """Values from `low` to `high`, drawn from pixel `start` to pixel `end`."""
+
+    low: float
+    high: float
+    log: bool
+    start: float
+    end: float
+
+    def __call__(self, value: float) -> float:
+        """The pixel of `value`; values outside stop at the ends."""
+        if self.log:
+            share = math.log(value / self.low) / math.log(self.high / self.low)
+        else:
+            share = (value - self.low) / (self.high - self.low)
+        return self.start + min(max(share, 0.0), 1.0) * (self.end - self.start)
+
+    def shows(self, value: float | None) -> TypeGuard[float]:
+        """Whether there is a value, and it has a place on the axis."""
+        return value is not None and (value > 0 or not self.log)
+
+    def ticks(self, about: int) -> list[float]:
+        """Round values on the axis."""
+        return log_ticks(self.low, self.high) if self.log else ticks(self.low, self.high, about)
+
+
+def _axis(values: Iterable[float | None], log: bool, start: float, end: float) -> Axis:
+    """An axis that shows all `values`, with a little room around them."""
+    known = [v for v in values if v is not None and (v > 0 or not log)]
+    low, high = min(known, default=0.1), max(known, default=1.0)
+    if log:
+        room = (high / low) ** 0.06 if high > low else 1.5
+        return Axis(low / room, high * room, log, start, end)
+    if high - low < 1e-12:
+        low, high = low - (0.1 * abs(low) or 0.5), high + (0.1 * abs(high) or 0.5)
+    room = 0.05 * (high - low)
+    return Axis(low - room, high + room, log, start, end)
+
+
 def line_chart(
     x: Sequence[int],
     series: Sequence[Series],
@@ -74,61 +116,41 @@ def line_chart(
     description: str,
     form: Format = short,
     log: bool = False,
-    low: float | None = None,
-    high: float | None = None,
     shade: tuple[float, str] | None = None,
-    height: float = 230.0,
 ) -> Drawing:
     """Lines over epochs `x`. `shade` marks the epochs up to a number with a name, such as the warm-up."""
-    series = [s for s in series if any(v is not None for v in s.values)]
-    values = [v for s in series for v in s.values if v is not None and (v > 0 or not log)]
-    bottom, top = _range(values, low, high, log)
-    marks = log_ticks(bottom, top) if log else ticks(bottom, top)
-    ends = [(s, *_last(s, log)) for s in series if s.label]
-    ends = [(s, i, v) for s, i, v in ends if i >= 0]
-    right = WIDTH - 8 - max((text_width(s.name, 12) for s, _, _ in ends), default=0) - 4
-    left = 10 + max(text_width(form(m), 11) for m in marks)
-    above, below = 12.0, height - 24.0
-    first, last = x[0], max(x[-1], x[0] + 1)
-
-    def across(epoch: float) -> float:
-        return left + (epoch - first) / (last - first) * (right - left)
-
-    def up(value: float) -> float:
-        share = math.log(value / bottom) / math.log(top / bottom) if log else (value - bottom) / (top - bottom)
-        return below - min(max(share, 0.0), 1.0) * (below - above)
-
-    out = Drawing(WIDTH, height, title, description)
-    if shade and shade[0] > first:
-        edge = across(min(shade[0] + 0.5, last))
-        out.shapes.append(Box(left, above - 4, edge - left, below - above + 4, fill="sunken"))
+    out = Drawing(WIDTH, HEIGHT, title, description)
+    up = _axis((v for s in series for v in s.values), log, HEIGHT - 24.0, 12.0)
+    names = {s: _fit(s.name, 0.36 * WIDTH) for s in series if s.label}
+    left = 10 + max(text_width(form(mark), 11) for mark in up.ticks(4))
+    right = WIDTH - 12 - max((text_width(name, 12) for name in names.values()), default=0)
+    across = Axis(x[0], max(x[-1], x[0] + 1), False, left, right)
+    if shade and shade[0] > x[0]:
+        edge = across(shade[0] + 0.5)
+        out.shapes.append(Box(left, up.end - 4, edge - left, up.start - up.end + 4, fill="sunken"))
         if text_width(shade[1], 10.5) + 8 < edge - left:
-            out.shapes.append(Text(left + 5, above + 7, shade[1], 10.5, "faint"))
-    for mark in marks:
+            out.shapes.append(Text(left + 5, up.end + 7, shade[1], 10.5, "faint"))
+    for mark in up.ticks(4):
         out.shapes.append(polyline([(left, up(mark)), (right, up(mark))], stroke="rule", width=1))
         out.shapes.append(Text(left - 6, up(mark) + 4, form(mark), 11, "soft", "end"))
-    for i, mark in enumerate(sorted({round(m) for m in ticks(first, last, 5)} & set(range(first, last + 1)))):
-        out.shapes.append(
-            Text(across(mark), height - 8, f"epoch {mark}" if i == 0 else str(mark), 11, "soft", "middle")
-        )
+    for i, epoch in enumerate(sorted({round(mark) for mark in across.ticks(5)} & {*range(x[0], x[-1] + 1)})):
+        name = f"epoch {epoch}" if i == 0 else str(epoch)
+        out.shapes.append(Text(across(epoch), HEIGHT - 8, name, 11, "soft", "middle"))
     for s in series:
-        for piece in _pieces(
-            [
-                (across(e), up(v)) if v is not None and (v > 0 or not log) else None
-                for e, v in zip(x, s.values, strict=True)
-            ]
-        ):
+        points = [(across(e), up(v)) if up.shows(v) else None for e, v in zip(x, s.values, strict=True)]
+        for piece in _pieces(points):
             if len(piece) == 1:
                 out.shapes.append(Dot(*piece[0], 2.4, s.role))
             else:
                 out.shapes.append(polyline(piece, stroke=s.role, width=s.width, dash=s.dash))
-    _label_ends(out, [(s, across(x[i]), up(v)) for s, i, v in ends], right, above, below)
+    ends = [(name, s.role, up(last)) for s, name in names.items() if (last := _last(s, up)) is not None]
+    _label_ends(out, ends, right + 6, up)
     out.data = {
         "x": list(x),
-        "left": round(across(first), 1),
+        "left": round(across(x[0]), 1),
         "right": round(across(x[-1]), 1),
-        "top": above,
-        "bottom": below,
+        "top": up.end,
+        "bottom": up.start,
         "series": [
             {"name": s.name, "role": s.role, "text": [None if v is None else form(v) for v in s.values]} for s in series
         ],
@@ -136,25 +158,9 @@ def line_chart(
     return out
 
 
-def _range(values: Sequence[float], low: float | None, high: float | None, log: bool) -> tuple[float, float]:
-    bottom = min(values, default=0.1) if low is None else low
-    top = max(values, default=1.0) if high is None else high
-    if log:
-        room = (top / bottom) ** 0.06 if top > bottom else 1.5
-        return bottom / room, top * room
-    if top - bottom < 1e-12:
-        bottom, top = bottom - (abs(bottom) * 0.1 or 0.5), top + (abs(top) * 0.1 or 0.5)
-    room = 0.05 * (top - bottom)
-    return bottom - (room if low is None else 0), top + (room if high is None else 0)
-
-
-def _last(series: Series, log: bool) -> tuple[int, float]:
-    """Where the line ends: position and value; -1 if there is nothing to see of it."""
-    for i in range(len(series.values) - 1, -1, -1):
-        v = series.values[i]
-        if v is not None and (v > 0 or not log):
-            return i, v
-    return -1, 0.0
+def _last(series: Series, axis: Axis) -> float | None:
+    """The value where the line ends; None if there is nothing to see of it."""
+    return next((v for v in reversed(series.values) if axis.shows(v)), None)
 
 
 def _pieces(points: Sequence[Point | None]) -> list[list[Point]]:
@@ -168,16 +174,15 @@ def _pieces(points: Sequence[Point | None]) -> list[list[Point]]:
     return [p for p in pieces if p]
 
 
-def _label_ends(
-    out: Drawing, ends: Sequence[tuple[Series, float, float]], right: float, above: float, below: float
-) -> None:
+def _label_ends(out: Drawing, ends: Sequence[tuple[str, str, float]], x: float, axis: Axis) -> None:
+    """Names (with role and height) at the right of their lines, apart from each other."""
     ends = sorted(ends, key=lambda end: end[2])
     places = spread([y for _, _, y in ends], [15.0] * (len(ends) - 1))
-    if places:  # push back into the chart what pooling moved out of it
-        shift = min(0.0, below - places[-1]) or max(0.0, above - places[0])
+    if places:  # push back into the chart what was moved out of it
+        shift = min(0.0, axis.start - places[-1]) or max(0.0, axis.end - places[0])
         places = [y + shift for y in places]
-    for (s, _, _), y in zip(ends, places, strict=True):
-        out.shapes.append(Text(right + 6, y + 4, s.name, 12, s.role))
+    for (name, role, _), y in zip(ends, places, strict=True):
+        out.shapes.append(Text(x, y + 4, name, 12, role))
 
 
 @dataclass(frozen=True)
@@ -197,58 +202,48 @@ def dot_chart(
     description: str,
     form: Format = percent,
     log: bool = False,
-    low: float | None = None,
-    high: float | None = None,
+    span: tuple[float, float] | None = None,
     width: float = WIDTH,
     join: bool = False,
     values: bool = False,
 ) -> Drawing:
-    """Named rows of dots. Dots of one row stand below each other, or with `join` on one line, joined. `values` writes
-    the value of every dot at the right."""
-    marks = [m for _, row in rows for m in row if m]
-    numbers = [v for m in marks for v in (m.value, *(m.interval or ())) if v > 0 or not log]
-    bottom, top = _range(numbers, low, high, log)
+    """Named rows of dots, from one end of `span` to the other (by default, what the dots need). Dots of one row stand
+    below each other, or with `join` on one line, joined. `values` writes the value of every dot at the right."""
     left = 10 + min(max((text_width(name, 12) for name, _ in rows), default=0.0), 0.42 * width)
     right = width - (28 + text_width("100.0 %", 12) if values else 16)
-    pitch = 14.0
-
-    def row_height(row: Sequence[Mark | None]) -> float:
-        return 18.0 if join else 10 + pitch * len(row)
-
-    height = 30 + sum(row_height(row) for _, row in rows)
-    out = Drawing(width, height, title, description)
-
-    def across(value: float) -> float:
-        share = math.log(value / bottom) / math.log(top / bottom) if log else (value - bottom) / (top - bottom)
-        return left + 6 + min(max(share, 0.0), 1.0) * (right - left - 6)
-
-    ground = height - 24
-    for tick in log_ticks(bottom, top) if log else ticks(bottom, top, 5):
-        out.shapes.append(polyline([(across(tick), 4), (across(tick), ground)], stroke="rule", width=1))
-        out.shapes.append(
-            Text(across(tick), height - 8, form(tick).replace(".0\u202f%", "\u202f%"), 11, "soft", "middle")
-        )
+    marks = [mark for _, row in rows for mark in row if mark]
+    across = _axis((v for m in marks for v in (m.value, *(m.interval or ()))), log, left + 6, right)
+    if span:
+        across = Axis(*span, log, left + 6, right)
+    heights = [18.0 if join else 10 + PITCH * len(row) for _, row in rows]
+    out = Drawing(width, 30 + sum(heights), title, description)
+    for tick in across.ticks(5):
+        out.shapes.append(polyline([(across(tick), 4), (across(tick), out.height - 24)], stroke="rule", width=1))
+        name = form(tick).replace(".0\u202f%", "\u202f%")
+        out.shapes.append(Text(across(tick), out.height - 8, name, 11, "soft", "middle"))
     y = 4.0
-    for name, row in rows:
-        middle = y + row_height(row) / 2
+    for (name, row), height in zip(rows, heights, strict=True):
+        middle = y + height / 2
         out.shapes.append(Text(left - 4, middle + 4, _fit(name, left - 10), 12, "ink", "end"))
-        shown = [m for m in row if m and (m.value > 0 or not log)]
-        if join and len(shown) > 1:
-            ends = sorted(across(m.value) for m in shown)
-            out.shapes.append(polyline([(ends[0], middle), (ends[-1], middle)], stroke="rail", width=1.6))
+        ends = [across(m.value) for m in row if m and across.shows(m.value)]
+        if join and len(ends) > 1:
+            out.shapes.append(polyline([(min(ends), middle), (max(ends), middle)], stroke="rail", width=1.6))
         for i, mark in enumerate(row):
-            if mark is None or (log and mark.value <= 0):
-                continue
-            at = middle if join else y + 5 + pitch * (i + 0.5)
-            if mark.interval:
-                lo, hi = (across(v) for v in mark.interval)
-                out.shapes.append(polyline([(lo, at), (hi, at)], stroke=mark.role, width=2.2))
-            fill, stroke = ("surface", mark.role) if mark.hollow else (mark.role, None)
-            out.shapes.append(Dot(across(mark.value), at, 4.2, fill, stroke, 1.8))
-            if values:
-                out.shapes.append(Text(width - 8, at + 4, form(mark.value), 12, mark.role, "end"))
-        y += row_height(row)
+            if mark and across.shows(mark.value):
+                at = middle if join else y + 5 + PITCH * (i + 0.5)
+                _draw_mark(out, mark, across, at)
+                if values:
+                    out.shapes.append(Text(width - 8, at + 4, form(mark.value), 12, mark.role, "end"))
+        y += height
     return out
+
+
+def _draw_mark(out: Drawing, mark: Mark, across: Axis, y: float) -> None:
+    if mark.interval:
+        low, high = (across(v) for v in mark.interval)
+        out.shapes.append(polyline([(low, y), (high, y)], stroke=mark.role, width=2.2))
+    fill, stroke = ("surface", mark.role) if mark.hollow else (mark.role, None)
+    out.shapes.append(Dot(across(mark.value), y, 4.2, fill, stroke, 1.8))
 
 
 def _fit(text: str, room: float) -> str:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from rnas.errors import RnasError
 from rnas.report.read import NetworkPart, read_parts
-from rnas.report.words import attack_name, threat
+from rnas.report.words import attack_name
 
 Mask = NDArray[np.bool_]
 
@@ -204,8 +204,3 @@ def to_text(rows: Sequence[Comparison]) -> str:
         "A−B: percentage points, with the adjusted Wald interval for paired proportions (Bonett and Price 2012).",
     )
     return "\n".join([*lines, "", *notes])
-
-
-def same_threat(networks: Sequence[NetworkPart]) -> str:
-    """The threat that the compared evaluations share, in words."""
-    return threat(networks[0].evaluation or {})

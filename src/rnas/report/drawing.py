@@ -28,7 +28,6 @@ class Line:
     fill: str | None = None
     width: float = 1.5
     dash: tuple[float, ...] = ()
-    opacity: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,6 @@ class Box:
     fill: str | None = None
     stroke: str | None = None
     line: float = 1.5
-    opacity: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -166,8 +164,6 @@ def _paint(fill: str | None, stroke: str | None, width: float) -> str:
 
 
 def _svg(shape: Shape) -> str:
-    opacity = getattr(shape, "opacity", 1.0)
-    faded = f' opacity="{opacity:g}"' if opacity < 1 else ""
     match shape:
         case Line(start, steps, stroke, fill, width, dash):
             d = f"M{_n(start[0])} {_n(start[1])}" + "".join(
@@ -175,11 +171,11 @@ def _svg(shape: Shape) -> str:
             )
             dashes = f' stroke-dasharray="{" ".join(map(_n, dash))}"' if dash else ""
             ends = ' stroke-linejoin="round" stroke-linecap="round"' if stroke else ""
-            return f'<path d="{d}"{_paint(fill, stroke, width)}{dashes}{ends}{faded}/>'
+            return f'<path d="{d}"{_paint(fill, stroke, width)}{dashes}{ends}/>'
         case Box(x, y, width, height, r, fill, stroke, line):
             place = f'x="{_n(x)}" y="{_n(y)}" width="{_n(width)}" height="{_n(height)}"'
             corners = f' rx="{_n(r)}"' if r else ""
-            return f"<rect {place}{corners}{_paint(fill, stroke, line)}{faded}/>"
+            return f"<rect {place}{corners}{_paint(fill, stroke, line)}/>"
         case Dot(x, y, r, fill, stroke, line):
             return f'<circle cx="{_n(x)}" cy="{_n(y)}" r="{_n(r)}"{_paint(fill, stroke, line)}/>'
         case Text(x, y, text, size, fill, anchor, bold, italic):
@@ -210,7 +206,6 @@ def _to_axes(shape: Shape, axes: Any, z: int) -> None:
             "facecolor": theme.light(fill) if fill else "none",
             "edgecolor": theme.light(stroke) if stroke else "none",
             "linewidth": 0.72 * width,  # units of 1/100 inch to points
-            "alpha": getattr(shape, "opacity", 1.0),
             "zorder": z,
         }
 

@@ -24,10 +24,9 @@ from rnas.report.words import attack_name
 DASH = (5.0, 4.0)
 
 
-def figure(drawing: Drawing, caption: str, note: str | None = None, class_: str | None = None) -> Html:
+def figure(drawing: Drawing, caption: str, note: str) -> Html:
     """A drawing under its caption."""
-    small = el("small", note) if note else None
-    return el("figure", el("figcaption", caption, small), Html(drawing.svg()), class_=class_)
+    return el("figure", el("figcaption", caption, el("small", note)), Html(drawing.svg()))
 
 
 def math_name(text: str) -> Html:
@@ -219,7 +218,7 @@ def accuracy_chart(networks: Sequence[NetworkPart]) -> Html:
         + "."
         for i, part in enumerate(networks)
     )
-    chart = dot_chart(rows, title=title, description=described, low=0.0, high=1.0, width=400, values=True)
+    chart = dot_chart(rows, title=title, description=described, span=(0.0, 1.0), width=400, values=True)
     return el("figure", _network_legend(enumerate(networks)) if len(networks) > 1 else None, Html(chart.svg()))
 
 
@@ -252,7 +251,7 @@ def training_charts(networks: Sequence[NetworkPart]) -> list[Html]:
             known: dict[int, float] = {}
             for key in keys:
                 known |= {e: v for e, v in zip(part.numbers(), part.column(*key), strict=True) if v is not None}
-            out.append(Series(part.name, [known.get(e) for e in x], theme.series(i), width=2.0))
+            out.append(Series(part.name, tuple(known.get(e) for e in x), theme.series(i), width=2.0))
         return [s for s in out if any(v is not None for v in s.values)]
 
     charts = []
@@ -321,7 +320,7 @@ def class_chart(part: NetworkPart, rows: Sequence[tuple[str, int, float, float]]
         f"{name} clean {percent(clean)}, robust {percent(robust)}" for name, _, clean, robust in shown
     )
     title = f"Accuracy by class, {caption}"
-    chart = dot_chart(marks, title=title, description=described + ".", low=0.0, high=1.0, join=True)
+    chart = dot_chart(marks, title=title, description=described + ".", span=(0.0, 1.0), join=True)
     return figure(chart, caption, "Open: clean. Filled: under all attacks of the evaluation.")
 
 

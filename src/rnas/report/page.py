@@ -174,6 +174,10 @@ def _result_sentences(main: NetworkPart | None, evaluated: Sequence[NetworkPart]
     return sentences
 
 
+def _epochs(n: int) -> str:
+    return "one epoch" if n == 1 else f"{n} epochs"
+
+
 def _same_test(a: NetworkPart, b: NetworkPart) -> bool:
     keys = ("dataset", "n", "eps", "norm")
     return all((a.evaluation or {}).get(key) == (b.evaluation or {}).get(key) for key in keys)
@@ -183,6 +187,9 @@ def _search_sentence(part: SearchPart) -> str | None:
     F, H = (_last(part, key) for key in ("F", "H"))
     if F is None:
         return None
+    if not part.finished:
+        bound = f"; its bound is H = {short(H)}" if H is not None else ""
+        return f"After {_epochs(len(part.epochs))} of the search the network vulnerability F is {short(F)}{bound}."
     if H is None:
         return f"The search ended with a network vulnerability F of {short(F)}, without a bound."
     if H > 0 and F <= H:
@@ -196,7 +203,7 @@ def _last(part: SearchPart, *keys: str) -> float | None:
 
 def _progress(searches: Sequence[SearchPart], networks: Sequence[NetworkPart]) -> str:
     parts = [*searches, *networks]
-    return "; ".join(f"{p.name}: {len(p.epochs)} epochs logged" for p in parts) + ". Nothing is evaluated yet."
+    return "; ".join(f"{p.name}: {_epochs(len(p.epochs))}" for p in parts) + ". Nothing is evaluated yet."
 
 
 def _tiles(main: NetworkPart, searches: Sequence[SearchPart]) -> Html:
@@ -230,10 +237,14 @@ def _warnings(searches: Sequence[SearchPart], networks: Sequence[NetworkPart]) -
     for p in (*searches, *networks):
         texts += [f"{p.name}: {n.get('message') or n.get('text') or n}" for n in p.notes if n.get("event") == "warning"]
     texts += [
-        f"{p.name}: the search is not finished; the cell is that of epoch {len(p.epochs)}."
+        f"{p.name}: the search is not finished; the cell is that of epoch {p.numbers()[-1]}."
         for p in searches
-        if not p.finished and p.epochs
+        if p.epochs and not p.finished
     ]
+    for p in networks:
+        planned = p.settings.get("epochs")
+        if p.epochs and isinstance(planned, int) and len(p.epochs) < planned:
+            texts.append(f"{p.name}: the training is not finished; it is at epoch {p.numbers()[-1]} of {planned}.")
     if not texts:
         return None
     items = (el("li", text) for text in texts)
@@ -367,7 +378,7 @@ def _training(networks: Sequence[NetworkPart]) -> Section | None:
     if not charts:
         return None
     times = [
-        f"{p.name}: {count(len(p.epochs))} epochs in {duration(sum(v for v in p.column('seconds') if v is not None))}"
+        f"{p.name}: {_epochs(len(p.epochs))} in {duration(sum(v for v in p.column('seconds') if v is not None))}"
         for p in networks
         if p.epochs
     ]

@@ -32,9 +32,10 @@ class Part:
     notes: list[Record]
     """Other events of the log: warnings, resumptions."""
 
-    def column(self, *keys: str) -> list[float | None]:
+    def column(self, *keys: str) -> tuple[float | None, ...]:
         """One number of every epoch, such as `column("val", "clean_accuracy")`; None where there is none."""
-        return [number(e, *keys, where=f"{self.folder / LOG}, epoch {e.get('epoch')}") for e in self.epochs]
+        where = self.folder / LOG
+        return tuple(number(e, *keys, where=f"{where}, epoch {e['epoch']}") for e in self.epochs)
 
     def numbers(self) -> list[int]:
         """The number of every epoch that was logged."""

@@ -198,7 +198,7 @@ def record_table(parts: Sequence[Part], field: str, label: str) -> Html:
         el("tr", el("th", key, scope="row"), *(el("td", column.get(key, NO_VALUE)) for column in columns))
         for key in keys
     )
-    table = el("table", _head(label, *(part.name for part in parts)), el("tbody", *rows), class_="settings")
+    table = el("table", _head("Name", *(part.name for part in parts)), el("tbody", *rows), class_="settings")
     return el("div", table, class_="scroll", tabindex=0, role="region", aria_label=label)
 
 
