@@ -1,14 +1,16 @@
-"""What the fast supernet differentiates: an edge as one function with a backward of its own, and BN.
+"""What the fast supernet differentiates: all that leaves a node as one function with a backward of its own, and BN.
 
-An edge takes its operations one after the other, so that what each leaves behind is reused while it is in the cache.
-It saves what its backward cannot cheaply recompute, and computes only the gradients that are asked for: with frozen
-weights, none for weights. Batch statistics leave as outputs without gradient, because whoever owns the running
+Edge by edge and operation by operation, so that what each leaves behind is reused while it is in the cache. Saved is
+what the backward cannot cheaply recompute, and only the gradients that are asked for are computed: with frozen weights,
+none for weights. Batch statistics leave as outputs without gradient, because whoever owns the running
 statistics updates them. Differentiable once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -17,14 +19,17 @@ from torch.autograd.function import once_differentiable
 
 from rnas.nets.fast_kernels import (
     arrange,
-    center_,
+    centered,
     channel_sum,
     depthwise,
     depthwise_input_grad,
     depthwise_weight_grad,
+    inner,
     per_channel,
     pointwise,
     pointwise_add,
+    pointwise_centered,
+    pointwise_input_grad,
     pointwise_weight_grad,
 )
 
@@ -35,10 +40,11 @@ class Convolution(NamedTuple):
     """The shape of one convolutional operation of an edge.
 
     Its tensors, with 1x1 weights (D,C) and depthwise kernels (C,1,k,k), are for
-    `separable` (depthwise, 1x1, BN, ReLU, depthwise, 1x1, BN): kernel, weight, [bias where folded,] kernel, weight;
+    `separable` (depthwise, 1x1, BN, ReLU, depthwise, 1x1, BN): kernel, weight, kernel, weight;
     `dilated` (dilated depthwise, 1x1, BN): kernel, weight;
     `reduce` (1x1 of the even and odd pixels side by side, BN): weight (D,2C);
     `direct` (1x1, BN): weight.
+    Folded, with BN's scale in the weights, the bias follows the weight: of the middle one, in `separable`.
     """
 
     kind: Kind
@@ -111,8 +117,7 @@ def _normalize_backward(grad: Tensor, centered: Tensor, inverse_std: Tensor) -> 
 class _Normalize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-        x = x.clone()
-        mean, var = center_(x)
+        x, mean, var = centered(x)
         inverse_std = (var + eps).rsqrt()
         ctx.save_for_backward(x, inverse_std)
         ctx.mark_non_differentiable(mean, var)
@@ -129,163 +134,240 @@ def normalize(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     return _Normalize.apply(x, eps)  # type: ignore[no-any-return,no-untyped-call]
 
 
+@dataclass(frozen=True)
+class Leaving:
+    """What leaves a node: on each of its edges the same operations."""
+
+    edges: int
+    shapes: tuple[Convolution, ...]
+    columns: tuple[int, ...]
+    """of α, for `shapes`"""
+    passed: tuple[tuple[int, int], ...]
+    """(which of the node and its pools is passed on as it is, its column of α)"""
+
+    def groups(self, values: Sequence[Any], folded: bool) -> list[list[list[Any]]]:
+        """`values`, one for each tensor: of every edge, of every convolution, as [head kernel, *middle, weight]."""
+        rest = iter(values)
+        counts = [TENSORS[shape.kind] + (folded and shape.kind == "separable") for shape in self.shapes]
+        return [[list(islice(rest, count)) for count in counts] for _ in range(self.edges)]
+
+
 TENSORS = {"separable": 4, "dilated": 2, "reduce": 1, "direct": 1}
 
 
-def _grouped(shapes: Sequence[Convolution], tensors: Sequence[Any], folded: bool) -> Iterator[tuple[Any, ...]]:
-    """(shape, head kernel, middle, last weight) of each operation; the middle is () unless it is separable."""
-    rest = list(tensors)
-    for shape in shapes:
-        count = TENSORS[shape.kind] + (folded and shape.kind == "separable")
-        own, rest = rest[:count], rest[count:]
-        yield shape, own[0] if count > 1 else None, tuple(own[1:-1]), own[-1]
+class _Passed:
+    """The gradients of what is passed on, summed over edges."""
+
+    def __init__(self, needed: Sequence[bool]):
+        self.needed = needed
+        self.grads: list[Tensor | None] = [None] * len(needed)
+
+    def add(self, which: int, grad: Tensor, scale: Tensor) -> None:
+        if self.needed[which]:
+            so_far = self.grads[which]
+            self.grads[which] = grad * scale if so_far is None else so_far.addcmul_(grad, scale)
 
 
-class _Convolve(torch.autograd.Function):
+def _plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return b if a is None else a if b is None else a.add_(b)
+
+
+class _Mix(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        shapes: Sequence[Convolution],
-        eps: float,
-        x: Tensor,
-        alpha: Tensor,
-        *tensors: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        needs = list(_grouped(shapes, ctx.needs_input_grad[4:], folded=False))
+        ctx: Any, plan: Leaving, eps: float, count: int, weights: Tensor, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        nodes, tensors = tensors[:count], tensors[count:]
+        needs = plan.groups(ctx.needs_input_grad[4 + count :], folded=False)
+        x = nodes[0].relu()
+        alpha = [row.unbind() for row in weights.unbind()]
         saved: list[Tensor | None] = []
         statistics: list[tuple[Tensor, Tensor]] = []
-        total = None
-        for (shape, kernel, middle, weight), (_, _, needs_middle, needs_weight), a in zip(
-            _grouped(shapes, tensors, folded=False), needs, alpha.unbind(), strict=True
-        ):
-            h = _head(x, shape, kernel)
-            if middle:
-                z = pointwise(h, middle[0])
-                statistics.append(center_(z))
-                inverse_std = (statistics[-1][1] + eps).rsqrt()
-                saved += [h if needs_middle[0] else None, z, inverse_std]
-                h = depthwise(z.relu().mul_(per_channel(inverse_std)), middle[1], 1, 1)
-            z = pointwise(h, weight)
-            statistics.append(center_(z))
-            inverse_std = (statistics[-1][1] + eps).rsqrt()
-            saved += [h if needs_weight else None, z, inverse_std]
-            scale = per_channel(a * inverse_std)
-            total = z * scale if total is None else total.addcmul_(z, scale)
-        assert total is not None
+        outputs: list[Tensor] = []
+        for row, edge, edge_needs in zip(alpha, plan.groups(tensors, folded=False), needs, strict=True):
+            total = None
+            for shape, column, own, needed in zip(plan.shapes, plan.columns, edge, edge_needs, strict=True):
+                h = _head(x, shape, own[0])
+                if shape.kind == "separable":
+                    z, mean, var = pointwise_centered(h, own[1])
+                    statistics.append((mean, var))
+                    inverse_std = (var + eps).rsqrt()
+                    saved += [h if needed[1] else None, z, inverse_std]
+                    h = depthwise(z.relu().mul_(per_channel(inverse_std)), own[2], 1, 1)
+                z, mean, var = pointwise_centered(h, own[-1])
+                statistics.append((mean, var))
+                inverse_std = (var + eps).rsqrt()
+                saved += [h if needed[-1] else None, z, inverse_std]
+                scale = per_channel(row[column] * inverse_std)
+                total = z * scale if total is None else total.addcmul_(z, scale)
+            for which, column in plan.passed:
+                total = _add_scaled(total, nodes[which], row[column])
+            assert total is not None, "an edge has an operation besides none"
+            outputs.append(total)
+        ctx.save_for_backward(weights, x, *nodes, *tensors, *saved)
+        ctx.plan, ctx.count, ctx.tensors = plan, count, len(tensors)
+        if not statistics:
+            return tuple(outputs)
         mean, var = (torch.stack(s) for s in zip(*statistics, strict=True))
-        ctx.save_for_backward(x, alpha, *tensors, *saved)
-        ctx.shapes, ctx.count = shapes, len(tensors)
         ctx.mark_non_differentiable(mean, var)
-        return total, mean, var
+        return *outputs, mean, var
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _mean: Tensor, _var: Tensor) -> tuple[Tensor | None, ...]:
-        x, alpha, *rest = ctx.saved_tensors
-        tensors, saved = rest[: ctx.count], iter(rest[ctx.count :])
-        needs = _grouped(ctx.shapes, ctx.needs_input_grad[4:], folded=False)
-        heads = _HeadBackward(x, ctx.needs_input_grad[2])
-        grad = arrange(grad)
-        n = grad.numel() // grad.shape[1]
-        centered = grad - per_channel(channel_sum(grad) / n)
-        grad_alpha: list[Tensor] = []
-        grads: list[Tensor | None] = []
-        for (shape, kernel, middle, weight), (_, needs_kernel, needs_middle, needs_weight), a in zip(
-            _grouped(ctx.shapes, tensors, folded=False), needs, alpha.unbind(), strict=True
-        ):
-            if middle:
-                h1, z1, inverse_std1 = next(saved), next(saved), next(saved)
-            h, z, inverse_std = next(saved), next(saved), next(saved)
-            # α's gradient and BN's share their one reduction over pixels.
-            along = channel_sum(grad * z) * inverse_std
-            grad_alpha.append(along.sum())
-            scale = a * inverse_std
-            g = (centered * per_channel(scale)).addcmul_(z, per_channel(scale * inverse_std * along / n), value=-1)
-            grad_weight = pointwise_weight_grad(h, g) if needs_weight else None
-            g = pointwise(g, weight.t())
-            grad_middle: list[Tensor | None] = []
-            if middle:
-                again = z1.relu().mul_(per_channel(inverse_std1)) if needs_middle[1] else None
-                grad_kernel = None if again is None else depthwise_weight_grad(again, middle[1], g, 1, 1)
-                g = _where_positive(depthwise_input_grad(z1, middle[1], g, 1, 1), z1)
-                g = _normalize_backward(g, z1, inverse_std1)
-                grad_middle = [pointwise_weight_grad(h1, g) if needs_middle[0] else None, grad_kernel]
-                g = pointwise(g, middle[0].t())
-            grad_head = heads.add(shape, kernel, g, bool(needs_kernel))
-            grads += [*([] if kernel is None else [grad_head]), *grad_middle, grad_weight]
-        return None, None, heads.grad, torch.stack(grad_alpha), *grads
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        plan: Leaving = ctx.plan
+        weights, x, *rest = ctx.saved_tensors
+        nodes, rest = rest[: ctx.count], rest[ctx.count :]
+        tensors, saved = rest[: ctx.tensors], iter(rest[ctx.tensors :])
+        needs = ctx.needs_input_grad[4:]
+        heads = _HeadBackward(x, needs[0])
+        passed = _Passed(needs[: ctx.count])
+        alpha = [row.unbind() for row in weights.unbind()]
+        zero = weights.new_zeros(())
+        grad_alpha = [[zero] * len(row) for row in alpha]
+        grad_tensors: list[Tensor | None] = []
+        edge_needs = plan.groups(needs[ctx.count :], folded=False)
+        for i, edge in enumerate(plan.groups(tensors, folded=False)):
+            grad = arrange(grads[i])
+            n = grad.numel() // grad.shape[1]
+            around_0 = grad - per_channel(channel_sum(grad) / n) if edge else grad
+            for shape, column, own, needed in zip(plan.shapes, plan.columns, edge, edge_needs[i], strict=True):
+                if shape.kind == "separable":
+                    h1, z1, inverse_std1 = next(saved), next(saved), next(saved)
+                h, z, inverse_std = next(saved), next(saved), next(saved)
+                # α's gradient and BN's share their one reduction over pixels.
+                along = channel_sum(grad * z) * inverse_std
+                grad_alpha[i][column] = along.sum()
+                scale = alpha[i][column] * inverse_std
+                slope = per_channel(scale * inverse_std * along / n)
+                g = (around_0 * per_channel(scale)).addcmul_(z, slope, value=-1)
+                of_tensors = [pointwise_weight_grad(h, g) if needed[-1] else None]
+                g = pointwise_input_grad(g, own[-1])
+                if shape.kind == "separable":
+                    if needed[2]:
+                        again = z1.relu().mul_(per_channel(inverse_std1))
+                        of_tensors.insert(0, depthwise_weight_grad(again, own[2], g, 1, 1))
+                    else:
+                        of_tensors.insert(0, None)
+                    g = _where_positive(depthwise_input_grad(z1, own[2], g, 1, 1), z1)
+                    g = _normalize_backward(g, z1, inverse_std1)
+                    of_tensors.insert(0, pointwise_weight_grad(h1, g) if needed[1] else None)
+                    g = pointwise_input_grad(g, own[1])
+                of_kernel = heads.add(shape, own[0], g, needed[0])
+                grad_tensors += of_tensors if len(own) == 1 else [of_kernel, *of_tensors]
+            for which, column in plan.passed:
+                passed.add(which, grad, alpha[i][column])
+                if ctx.needs_input_grad[3]:
+                    grad_alpha[i][column] = inner(grad, nodes[which])
+        of_weights = None
+        if ctx.needs_input_grad[3]:
+            of_weights = torch.stack([torch.stack(row) for row in grad_alpha])
+        of_heads = None if heads.grad is None else _where_positive(heads.grad, x)
+        passed.grads[0] = _plus(passed.grads[0], of_heads)
+        return None, None, None, of_weights, *passed.grads, *grad_tensors
 
 
-def convolve(
-    shapes: Sequence[Convolution], x: Tensor, alpha: Tensor, tensors: Sequence[Tensor], eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Σ_k α_k operation_k(x) over convolutional operations, BN with batch statistics. # Eq. 1
+def _add_scaled(total: Tensor | None, x: Tensor, scale: Tensor) -> Tensor:
+    return x * scale if total is None else total.addcmul_(x, scale)
 
-    `x` (B,C,H,W) after its ReLU, `alpha` (K,), `tensors`: those of every operation, one after the other. Also the
-    statistics of each BN in order, mean and biased variance, (S,D) each.
+
+def mix(
+    plan: Leaving, weights: Tensor, nodes: Sequence[Tensor], tensors: Sequence[Tensor], eps: float
+) -> tuple[list[Tensor], list[tuple[Tensor, Tensor]]]:
+    """For each edge that leaves a node the weighted sum of its operations, BN with batch statistics. # Eq. 1
+
+    `weights` (edges, operations); `nodes`: the node (B,C,H,W) before its ReLU, and its normalised pools; `tensors`:
+    those of every convolution of every edge, one after the other. Also the statistics of each BN in the same order:
+    mean and biased variance, each (D,).
     """
-    return _Convolve.apply(shapes, eps, x, alpha, *tensors)  # type: ignore[no-any-return,no-untyped-call]
+    out = _Mix.apply(plan, eps, len(nodes), weights, *nodes, *tensors)  # type: ignore[no-untyped-call]
+    statistics = list(zip(out[-2].unbind(), out[-1].unbind(), strict=True)) if plan.shapes else []
+    return list(out[: plan.edges]), statistics
 
 
-class _ConvolveFolded(torch.autograd.Function):
+class _MixFolded(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, shapes: Sequence[Convolution], x: Tensor, bias: Tensor, *tensors: Tensor) -> Tensor:
-        needs = _grouped(shapes, ctx.needs_input_grad[3:], folded=True)
+    def forward(ctx: Any, plan: Leaving, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        constants = plan.edges * (1 + len(plan.passed))
+        nodes, affine, tensors = tensors[:count], tensors[count : count + constants], tensors[count + constants :]
+        needs = plan.groups(ctx.needs_input_grad[2 + count + constants :], folded=True)
+        x = nodes[0].relu()
         saved: list[Tensor | None] = []
-        total = None
-        for (shape, kernel, middle, weight), (_, _, needs_middle, needs_weight) in zip(
-            _grouped(shapes, tensors, folded=True), needs, strict=True
-        ):
-            h = _head(x, shape, kernel)
-            if middle:
-                z = pointwise(h, middle[0]).add_(per_channel(middle[1])).relu_()
-                saved += [h if needs_middle[0] else None, z]
-                h = depthwise(z, middle[2], 1, 1)
-            saved.append(h if needs_weight else None)
-            if total is None:
-                total = pointwise(h, weight).add_(per_channel(bias))
-            else:
-                pointwise_add(total, h, weight)
-        assert total is not None
-        ctx.save_for_backward(x, *tensors, *saved)
-        ctx.shapes, ctx.count = shapes, len(tensors)
-        return total
+        outputs: list[Tensor] = []
+        of_edge = iter(affine)
+        for edge, edge_needs in zip(plan.groups(tensors, folded=True), needs, strict=True):
+            total, bias = None, next(of_edge)
+            for shape, own, needed in zip(plan.shapes, edge, edge_needs, strict=True):
+                h = _head(x, shape, own[0])
+                if shape.kind == "separable":
+                    z = pointwise(h, own[1], own[2]).relu_()
+                    saved += [h if needed[1] else None, z]
+                    h = depthwise(z, own[3], 1, 1)
+                saved.append(h if needed[-1] else None)
+                if total is None:
+                    total = pointwise(h, own[-1], bias)
+                else:
+                    pointwise_add(total, h, own[-1])
+            for which, _ in plan.passed:
+                if total is None:
+                    total = (nodes[which] * next(of_edge)).add_(per_channel(bias))
+                else:
+                    total.addcmul_(nodes[which], next(of_edge))
+            assert total is not None, "an edge has an operation besides none"
+            outputs.append(total)
+        ctx.save_for_backward(x, *nodes, *affine, *tensors, *saved)
+        ctx.plan, ctx.count, ctx.constants, ctx.tensors = plan, count, constants, len(tensors)
+        return tuple(outputs)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        plan: Leaving = ctx.plan
         x, *rest = ctx.saved_tensors
-        tensors, saved = rest[: ctx.count], iter(rest[ctx.count :])
-        needs = _grouped(ctx.shapes, ctx.needs_input_grad[3:], folded=True)
-        heads = _HeadBackward(x, ctx.needs_input_grad[1])
-        grad = arrange(grad)
-        grads: list[Tensor | None] = []
-        for (shape, kernel, middle, weight), (_, needs_kernel, needs_middle, needs_weight) in zip(
-            _grouped(ctx.shapes, tensors, folded=True), needs, strict=True
-        ):
-            if middle:
-                h1, z = next(saved), next(saved)
-            h = next(saved)
-            grad_weight = pointwise_weight_grad(h, grad) if needs_weight else None
-            g = pointwise(grad, weight.t())
-            grad_middle: list[Tensor | None] = []
-            if middle:
-                grad_kernel = depthwise_weight_grad(z, middle[2], g, 1, 1) if needs_middle[2] else None
-                g = _where_positive(depthwise_input_grad(z, middle[2], g, 1, 1), z)
-                grad_middle = [
-                    pointwise_weight_grad(h1, g) if needs_middle[0] else None,
-                    channel_sum(g) if needs_middle[1] else None,
-                    grad_kernel,
-                ]
-                g = pointwise(g, middle[0].t())
-            grad_head = heads.add(shape, kernel, g, bool(needs_kernel))
-            grads += [*([] if kernel is None else [grad_head]), *grad_middle, grad_weight]
-        return None, heads.grad, channel_sum(grad) if ctx.needs_input_grad[2] else None, *grads
+        nodes, rest = rest[: ctx.count], rest[ctx.count :]
+        affine, rest = iter(rest[: ctx.constants]), rest[ctx.constants :]
+        tensors, saved = rest[: ctx.tensors], iter(rest[ctx.tensors :])
+        needs = ctx.needs_input_grad[2:]
+        heads = _HeadBackward(x, needs[0])
+        passed = _Passed(needs[: ctx.count])
+        affine_needs = iter(needs[ctx.count : ctx.count + ctx.constants])
+        edge_needs = plan.groups(needs[ctx.count + ctx.constants :], folded=True)
+        grad_affine: list[Tensor | None] = []
+        grad_tensors: list[Tensor | None] = []
+        for i, edge in enumerate(plan.groups(tensors, folded=True)):
+            grad = arrange(grads[i])
+            next(affine)
+            grad_affine.append(channel_sum(grad) if next(affine_needs) else None)
+            for shape, own, needed in zip(plan.shapes, edge, edge_needs[i], strict=True):
+                if shape.kind == "separable":
+                    h1, z = next(saved), next(saved)
+                h = next(saved)
+                of_tensors = [pointwise_weight_grad(h, grad) if needed[-1] else None]
+                g = pointwise_input_grad(grad, own[-1])
+                if shape.kind == "separable":
+                    of_tensors.insert(0, depthwise_weight_grad(z, own[3], g, 1, 1) if needed[3] else None)
+                    g = _where_positive(depthwise_input_grad(z, own[3], g, 1, 1), z)
+                    of_tensors.insert(0, channel_sum(g) if needed[2] else None)
+                    of_tensors.insert(0, pointwise_weight_grad(h1, g) if needed[1] else None)
+                    g = pointwise_input_grad(g, own[1])
+                of_kernel = heads.add(shape, own[0], g, needed[0])
+                grad_tensors += of_tensors if len(own) == 1 else [of_kernel, *of_tensors]
+            for which, _ in plan.passed:
+                scale = next(affine)
+                passed.add(which, grad, scale)
+                of_scale = channel_sum(grad * nodes[which]).view(-1, 1, 1) if next(affine_needs) else None
+                grad_affine.append(of_scale)
+        of_heads = None if heads.grad is None else _where_positive(heads.grad, x)
+        passed.grads[0] = _plus(passed.grads[0], of_heads)
+        return None, None, *passed.grads, *grad_affine, *grad_tensors
 
 
-def convolve_folded(shapes: Sequence[Convolution], x: Tensor, bias: Tensor, tensors: Sequence[Tensor]) -> Tensor:
-    """Σ_k operation_k(x) + `bias` (D,), with BN and α in the tensors already: a weighted edge in eval mode. # Eq. 1
+def mix_folded(
+    plan: Leaving, nodes: Sequence[Tensor], affine: Sequence[Tensor], tensors: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """For each edge that leaves a node the sum of its operations, with BN and α in the tensors already. # Eq. 1
 
-    `x` (B,C,H,W) after its ReLU; `tensors`: those of every operation, one after the other.
+    `nodes`: the node (B,C,H,W) before its ReLU, and its pools; `affine`: for every edge its bias (D,) and the scale
+    (D,1,1) of each node that it passes on; `tensors`: those of every convolution of every edge.
     """
-    return _ConvolveFolded.apply(shapes, x, bias, *tensors)  # type: ignore[no-any-return,no-untyped-call]
+    return _MixFolded.apply(plan, len(nodes), *nodes, *affine, *tensors)  # type: ignore[no-untyped-call,no-any-return]

@@ -18,12 +18,11 @@ def arrange(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last if x.device.type == "cpu" else torch.contiguous_format)
 
 
-def pointwise(x: Tensor, weight: Tensor) -> Tensor:
-    """The 1x1 convolution of `x` (B,C,H,W) with `weight` (D,C): (B,D,H,W)."""
+def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The 1x1 convolution of `x` (B,C,H,W) with `weight` (D,C), plus `bias` (D,): (B,D,H,W)."""
     if x.device.type != "cpu":
-        return F.conv2d(x, weight[:, :, None, None])
-    b, _, h, w = x.shape
-    return (rows(x) @ weight.t()).view(b, h, w, -1).permute(0, 3, 1, 2)
+        return F.conv2d(x, weight[:, :, None, None], bias)
+    return F.linear(x.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
 
 
 def pointwise_add(y: Tensor, x: Tensor, weight: Tensor) -> None:
@@ -32,6 +31,21 @@ def pointwise_add(y: Tensor, x: Tensor, weight: Tensor) -> None:
         y += pointwise(x, weight)
     else:
         rows(y).addmm_(rows(x), weight.t())
+
+
+def pointwise_centered(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`pointwise(x, weight)` less its mean over images and pixels; that mean and the (biased) variance, each (D,)."""
+    n = check_many(x)
+    mean = weight @ (channel_sum(x) / n)  # that of a linear map: so the product itself can subtract it
+    z = pointwise(x, weight, -mean)
+    return z, mean, channel_sum(z * z) / n
+
+
+def pointwise_input_grad(grad: Tensor, weight: Tensor) -> Tensor:
+    """The gradient of `pointwise` for its input, from that of its output (B,D,H,W)."""
+    if grad.device.type != "cpu":
+        return F.conv2d(grad, weight.t()[:, :, None, None])
+    return torch.matmul(grad.permute(0, 2, 3, 1), weight).permute(0, 3, 1, 2)
 
 
 def pointwise_weight_grad(x: Tensor, grad: Tensor) -> Tensor:
@@ -120,14 +134,27 @@ def per_channel(v: Tensor) -> Tensor:
     return v.view(1, -1, 1, 1)
 
 
-def center_(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Subtract the mean of every channel of `x` (B,C,H,W) in place; mean and (biased) variance, each (C,)."""
+def inner(a: Tensor, b: Tensor) -> Tensor:
+    """The sum of the products of two tensors (B,C,H,W): a scalar."""
+    if a.device.type != "cpu":
+        return (a * b).sum()
+    return torch.dot(rows(a).reshape(-1), rows(b).reshape(-1))
+
+
+def check_many(x: Tensor) -> int:
+    """How many values each channel of `x` (B,C,H,W) has: more than one, or BN has nothing to measure."""
     n = x.numel() // x.shape[1]
     if n == 1:
         raise ValueError("batch normalisation in train mode needs more than one value per channel")
+    return n
+
+
+def centered(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`x` (B,C,H,W) less its mean over images and pixels; that mean and the (biased) variance, each (C,)."""
+    n = check_many(x)
     mean = channel_sum(x) / n
-    x -= per_channel(mean)
-    return mean, channel_sum(x * x) / n
+    x = x - per_channel(mean)
+    return x, mean, channel_sum(x * x) / n
 
 
 def avg_pool(x: Tensor, stride: int) -> Tensor:
