@@ -31,8 +31,8 @@ def load(
 
     `root` is where named sets lie or are downloaded to, by default $RNAS_DATA or ~/.cache/rnas; `image_size` scales
     images to that many pixels a side (own images: what the scaled image has beyond a square is cut off);
-    `test_fraction` of a folder without test images is set apart; `limit_per_class` keeps as many images of each
-    class and split, drawn with `seed`.
+    `test_fraction` of a folder without test images is set apart; `limit_per_class` keeps as many training
+    images of each class, drawn with `seed`; the test split stays whole, so that figures remain comparable.
     RnasError if the data are missing, unreadable or not what they should be.
     """
     if image_size is not None and not 4 <= image_size <= 1024:
@@ -42,8 +42,7 @@ def load(
     dataset = _find(spec, Path(root) if root else None, image_size, test_fraction, progress)
     if limit_per_class is None:
         return dataset
-    train, test = (limited(split, limit_per_class, seed) for split in (dataset.train, dataset.test))
-    return replace(dataset, train=train, test=test)
+    return replace(dataset, train=limited(dataset.train, limit_per_class, seed))
 
 
 def _find(
