@@ -7,6 +7,7 @@ edges branch off.
 
 from __future__ import annotations
 
+import functools
 import random
 import re
 from collections.abc import Sequence
@@ -169,6 +170,14 @@ def _place(graph: _Graph, sweeps: int = 240) -> None:
             graph.y.update(zip(layer, spread(wanted, room, weights), strict=True))
 
 
+@functools.lru_cache(64)
+def _layout(cell: Cell) -> _Graph:
+    graph = _graph(cell)
+    _sort(graph)
+    _place(graph)
+    return graph
+
+
 def describe_cell(cell: Cell) -> str:
     """The cell in words: what every node adds up."""
     names = ["the output of the cell before last", "the output of the last cell"]
@@ -183,9 +192,7 @@ def describe_cell(cell: Cell) -> str:
 def draw_cell(cell: Cell, kind: str, title: str | None = None) -> Drawing:
     """One cell as a graph from left to right. `kind`: `normal`, or `reduce`, where edges from the inputs halve the
     image (marked ↓2)."""
-    graph = _graph(cell)
-    _sort(graph)
-    _place(graph)
+    graph = _layout(cell)
     out = len(graph.layers) - 1
     left, right = [0.0] * (out + 1), [0.0] * (out + 1)
     x = 8.0

@@ -80,7 +80,7 @@ class NetworkPart(Part):
     @property
     def classes(self) -> list[str]:
         """The names of the classes; empty if model.json is missing."""
-        return [str(name) for name in self.model.get("classes") or []]
+        return [str(name) for name in self.model.get("classes", [])]
 
     @property
     def arch(self) -> str:
@@ -185,13 +185,14 @@ def _search(name: str, folder: Path) -> SearchPart:
     if arrays:
         if not {"normal", "reduce", "operations"} <= set(arrays):
             raise RnasError(f"{folder / 'alphas.npz'} is damaged: expected arrays normal, reduce and operations")
-        operations = tuple(map(str, arrays["operations"]))
+        operations = tuple(map(str, arrays["operations"].reshape(-1)))
         for kind in ("normal", "reduce"):
             a = arrays[kind]
-            if a.ndim != 3 or a.dtype.kind != "f" or a.shape[2] != len(operations) or _nodes(a.shape[1]) is None:
+            fits = a.ndim == 3 and a.shape[2] == len(operations) and len(a) > 0 and _nodes(a.shape[1]) is not None
+            if not fits or a.dtype.kind != "f" or not np.isfinite(a).all():
                 raise RnasError(
-                    f"{folder / 'alphas.npz'} is damaged: {kind} has shape {a.shape}, expected epochs + 1, edges of a "
-                    f"whole cell, {len(operations)} operations"
+                    f"{folder / 'alphas.npz'} is damaged: {kind} has shape {a.shape}; expected finite numbers, "
+                    f"(epochs + 1, edges of a whole cell, {len(operations)} operations)"
                 )
             alphas[kind] = a.astype(np.float64)
     return SearchPart(**common, genotype=genotype, finished=finished, alphas=alphas, operations=operations)
@@ -206,7 +207,9 @@ def _nodes(edges: int) -> int | None:
 def _network(name: str, folder: Path) -> NetworkPart:
     common = _common(name, folder)
     model = _object(folder / "model.json")
-    genotype = model.get("genotype")
+    genotype, classes = model.get("genotype"), model.get("classes", [])
+    if not isinstance(classes, list):
+        raise RnasError(f"{folder / 'model.json'} is damaged: classes is {classes!r}, expected a list of names")
     evaluation = _object(folder / "evaluation.json") or None
     if evaluation is not None:
         check_evaluation(evaluation, folder / "evaluation.json")
