@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from rnas.attacks import trust
 from rnas.attacks.autoattack import MEMBERS, member, standard
-from rnas.attacks.base import Attack
+from rnas.attacks.base import Attack, confirmed
 from rnas.attacks.checks import check_classes, check_images, check_logits, check_threat
 from rnas.attacks.cw_l2 import CWL2
 from rnas.attacks.gradient import CW, FGSM, PGD
@@ -216,14 +216,8 @@ class _Run:
 
     def breaks(self, attack: Attack, x: Tensor, y: Tensor) -> Mask:
         """Which of the images `x` the attack breaks, by the verdict of the model as it is."""
-        x_adv = attack.perturb(self.net, x, y)
-        broken = self.verified(attack, x_adv, x, y)
-        with torch.no_grad():
-            disputed = ~correct(self.net(x_adv), y) & ~broken
-        if disputed.any():  # the fast network was fooled, the model itself is not: attack the model itself
-            x, y = x[disputed], y[disputed]
-            broken[disputed] = self.verified(attack, attack.perturb(self.plain, x, y), x, y)
-        return np.asarray(broken.cpu().numpy(), dtype=bool)
+        x_adv = confirmed(attack, self.plain, self.net, x, y)
+        return np.asarray(self.verified(attack, x_adv, x, y).cpu().numpy(), dtype=bool)
 
     @torch.no_grad()
     def verified(self, attack: Attack, x_adv: Tensor, x: Tensor, y: Tensor) -> Tensor:

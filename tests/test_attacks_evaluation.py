@@ -1,0 +1,329 @@
+"""Evaluations that can be trusted: successes re-checked, kills survived, self-deception noticed."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from rnas.attacks import APGD, CW, FAB, PGD, Attack, AutoAttack, Square, attack_named, evaluation, run_attacks, trust
+from rnas.attacks.autoattack import standard
+from rnas.attacks.evaluation import NAMES, STATE
+from rnas.attacks.fab import projection
+from rnas.attacks.norms import Norm, distance
+from rnas.errors import RnasError
+from rnas.frozen import Model
+from test_attacks_basics import images, small_net
+
+EPS = 0.02
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """AutoAttack's parts with fewer steps: the contracts do not depend on them."""
+
+    def member(name: str, eps: float, norm: Norm, seed: int | None) -> Attack:
+        match name:
+            case "apgd-ce" | "apgd-dlr" | "apgd-margin":
+                return APGD(eps=eps, norm=norm, loss=name[5:], steps=10, seed=seed)  # type: ignore[arg-type]
+            case "apgd-t":
+                return APGD(eps=eps, norm=norm, loss="dlr-targeted", steps=10, seed=seed)
+            case "fab-t":
+                return FAB(eps=eps, norm=norm, steps=5, seed=seed)
+        return Square(eps=eps, norm=norm, queries=30, seed=seed)
+
+    monkeypatch.setattr(evaluation, "member", member)
+    monkeypatch.setattr("rnas.attacks.autoattack.member", member)
+
+
+def fitted(classes: int = 5) -> tuple[nn.Module, Tensor, Tensor]:
+    """A network, and 24 images that it classifies correctly with margins of all sizes."""
+    net = small_net(classes).eval()
+    x, _ = images(24)
+    with torch.no_grad():
+        logits = net(x)
+        net[5].weight.mul_(8)
+        net[5].bias.copy_(-(8 * (logits - net[5].bias)).mean(0))
+        return net, x, net(x).argmax(1)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@settings(max_examples=5, deadline=None)
+@given(seed=st.integers(0, 1000), eps=st.floats(0.001, 0.5))
+def test_the_members_of_autoattack_stay_in_the_ball(norm: Norm, seed: int, eps: float) -> None:
+    net, x, y = fitted()
+    attacks: list[Attack] = [
+        APGD(eps=eps, norm=norm, steps=5, seed=seed),
+        APGD(eps=eps, norm=norm, steps=5, restarts=2, loss="dlr-targeted", seed=seed),
+        FAB(eps=eps, norm=norm, steps=3, restarts=2, seed=seed),
+        Square(eps=eps, norm=norm, queries=10, restarts=2, seed=seed),
+    ]
+    for attack in attacks:
+        x_adv = attack(net, x[:8], y[:8])
+        assert float(x_adv.min()) >= 0
+        assert float(x_adv.max()) <= 1
+        assert float(distance(x_adv, x[:8], norm).max()) <= eps * (1 + 1e-5) + 1e-6
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_autoattack_is_at_least_as_strong_as_each_of_its_members(norm: Norm) -> None:
+    net, x, y = fitted()
+    eps = EPS if norm == "linf" else 0.2
+    result = run_attacks(net, x, y, ["aa", *standard(5)], eps=eps, norm=norm)
+    assert 0 < result.masks["aa"].sum() < 24
+    for name in standard(5):
+        assert not (result.masks["aa"] & ~result.masks[name]).any()
+    alone = AutoAttack(eps=eps, norm=norm, seed=0)(net, x, y)
+    assert np.array_equal((net(alone).argmax(1) == y).numpy(), result.masks["aa"])
+
+
+def test_each_attack_of_autoattack_sees_only_what_the_ones_before_left() -> None:
+    net, x, y = fitted()
+    seen: list[tuple[str, int, int]] = []
+    run_attacks(
+        net, x, y, ["aa"], eps=EPS, progress=lambda name, done, total, left, _: seen.append((name, total, left))
+    )
+    assert [name for name, _, _ in seen] == [f"aa/{name}" for name in standard(5)]
+    assert seen[0][1] == 24
+    assert all(total == left for (_, _, left), (_, total, _) in itertools.pairwise(seen))
+
+
+def test_any_iterate_is_at_least_as_strong_as_the_last() -> None:
+    net, x, y = fitted()
+    masks = run_attacks(net, x, y, ["pgd5", "pgd5-any"], eps=EPS).masks
+    assert not (masks["pgd5-any"] & ~masks["pgd5"]).any()
+
+
+def test_neither_order_nor_batch_size_changes_a_verdict() -> None:
+    net, x, y = fitted()
+    names = ["pgd5", "cw-l2", "aa"]
+    masks = run_attacks(net, x, y, names, eps=EPS).masks
+    order = torch.randperm(24, generator=torch.Generator().manual_seed(0))
+    others = run_attacks(net, x[order], y[order], names, eps=EPS, batch_size=5).masks
+    for name in names:
+        assert np.array_equal(masks[name][order.numpy()], others[name])
+
+
+def test_a_linear_model_falls_exactly_where_its_margin_says() -> None:
+    generator = torch.Generator().manual_seed(0)
+    w = torch.randn((5, 3 * 64), generator=generator)
+    x = 0.3 + 0.4 * torch.rand((24, 3, 8, 8), generator=generator)  # no pixel can reach a face of the box
+
+    def linear(x: Tensor) -> Tensor:
+        return x.flatten(1) @ w.T
+
+    y = linear(x).argmax(1)
+    z = linear(x)
+    reach = (w[None] - w[y][:, None]).abs().sum(2)  # what each rival can gain per unit of ε
+    reach[torch.arange(24), y] = torch.inf
+    least = ((z.gather(1, y[:, None]) - z) / reach).masked_fill(reach.isinf(), torch.inf).amin(1)
+    eps = float(least.median()) * 1.03
+    clear = ((least / eps - 1).abs() > 0.02).numpy()  # FAB ends its search close to the boundary, not on it
+    assert clear.sum() > 20
+    masks = run_attacks(linear, x, y, ["cw", "fab-t", "apgd-t"], eps=eps).masks
+    for name in ("cw", "fab-t", "apgd-t"):
+        assert np.array_equal(masks[name][clear], (least > eps).numpy()[clear]), name
+
+
+def test_a_network_that_is_only_fooled_in_its_fast_form_is_attacked_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, x, y = fitted()
+
+    class Lenient(nn.Module):
+        """Right about everything in its fast form only when it is not attacked."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            return net(x)  # type: ignore[no-any-return]
+
+        def frozen_view(self) -> Model:
+            return lambda x: net((x * 4).round() / 4) + x.mean() * 0
+
+    honest = run_attacks(net, x, y, ["pgd10"], eps=EPS).masks["pgd10"]
+    verdict = run_attacks(Lenient(), x, y, ["pgd10"], eps=EPS).masks["pgd10"]
+    assert not (honest & ~verdict).any()  # no success is counted that the model itself does not confirm
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5, 12])
+def test_any_number_of_classes_from_two(classes: int) -> None:
+    net, x, y = fitted(classes)
+    result = run_attacks(net, x, y, ["aa"], eps=EPS)
+    assert result.masks["aa"].sum() < 24
+    assert any("APGD-T needs 3 classes" in w for w in result.warnings) == (classes == 2)
+    if classes == 2:
+        for name in ("apgd-t", "apgd-dlr"):
+            with pytest.raises(RnasError, match="3 classes"):
+                run_attacks(net, x, y, [name], eps=EPS)
+            with pytest.raises(RnasError, match="3 classes"):
+                attack_named(name, EPS)(net, x, y)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("after", [1, 4, 7])
+def test_a_killed_evaluation_goes_on_to_the_same_masks(tmp_path: Path, after: int) -> None:
+    net, x, y = fitted()
+    names = ["pgd5", "aa", "square"]
+    whole = run_attacks(net, x, y, names, eps=EPS, batch_size=8)
+    calls = 0
+
+    def kill(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == after:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run_attacks(net, x, y, names, eps=EPS, batch_size=8, state=tmp_path, progress=kill)
+    resumed = run_attacks(net, x, y, names, eps=EPS, batch_size=8, state=tmp_path)
+    assert all(np.array_equal(whole.masks[name], resumed.masks[name]) for name in whole.masks)
+    again: list[object] = []
+    run_attacks(net, x, y, names, eps=EPS, batch_size=8, state=tmp_path, progress=lambda *a: again.append(a))
+    assert again == []
+
+
+SCRIPT = """
+import os, signal, sys, torch
+from pathlib import Path
+from rnas.attacks import run_attacks
+torch.manual_seed(0)
+net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 5))
+x = torch.rand(20, 3, 8, 8)
+y = net(x).argmax(1)
+kill = len(sys.argv) > 2
+def progress(name, done, *_):
+    if kill and name == "cw" and done == 15:
+        os.kill(os.getpid(), signal.SIGKILL)
+r = run_attacks(net, x, y, ["pgd3", "cw"], eps=0.03, batch_size=5, state=Path(sys.argv[1]), progress=progress)
+print("".join(str(int(v)) for name in ("pgd3", "cw") for v in r.masks[name]))
+"""
+
+
+def test_sigkill_leaves_a_state_that_can_be_continued(tmp_path: Path) -> None:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-c", SCRIPT, *arguments], capture_output=True, text=True, check=False)
+
+    assert run(str(tmp_path / "a"), "kill").returncode == -signal.SIGKILL
+    resumed, whole = run(str(tmp_path / "a")), run(str(tmp_path / "b"))
+    assert resumed.returncode == 0, resumed.stderr
+    assert resumed.stdout == whole.stdout
+    assert set(whole.stdout.strip()) == {"0", "1"}
+
+
+def test_a_state_of_another_evaluation_is_refused(tmp_path: Path) -> None:
+    net, x, y = fitted()
+    run_attacks(net, x, y, ["fgsm"], eps=EPS, state=tmp_path)
+    with pytest.raises(RnasError, match="eps"):
+        run_attacks(net, x, y, ["fgsm"], eps=2 * EPS, state=tmp_path)
+    with torch.no_grad():
+        net[5].bias.add_(1)
+    with pytest.raises(RnasError, match="model"):
+        run_attacks(net, x, y, ["fgsm"], eps=EPS, state=tmp_path)
+    for damaged in ("", "[]", json.dumps({"identity": {}, "verdicts": {}, "seconds": {}})):
+        (tmp_path / STATE).write_text(damaged)
+        with pytest.raises(RnasError, match=STATE):
+            run_attacks(net, x, y, ["fgsm"], eps=EPS, state=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["", "pgd", "pgd0", "pgd20-all", "auto-attack", "PGD20", "fgsm "])
+def test_unknown_attacks_are_refused_before_anything_runs(name: str) -> None:
+    def model(x: Tensor) -> Tensor:
+        raise AssertionError("the model was asked")
+
+    with pytest.raises(RnasError, match="unknown attack"):
+        run_attacks(model, *images(), ["fgsm", name], eps=EPS)
+
+
+def test_every_listed_attack_exists_and_steps_are_a_quarter_of_eps() -> None:
+    assert all(attack_named(name, 0.1) for name in NAMES if name != "aa")
+    assert attack_named("pgd20", 8 / 255, seed=None) == PGD(steps=20, eps=8 / 255, step=2 / 255)
+    assert attack_named("cw", 8 / 255, seed=None) == CW()
+
+
+# --- self-checks ----------------------------------------------------------------------------------------------------
+
+
+def steep(net: nn.Module) -> Model:
+    """Gradient masking: a steep sigmoid before the logits changes no verdict and saturates every gradient."""
+    return lambda x: torch.sigmoid(1e4 * (net(x) - net(x).mean(1, keepdim=True)))
+
+
+def test_an_honest_network_raises_no_warning() -> None:
+    net, x, y = fitted()
+    assert run_attacks(net, x, y, ["pgd10", "square"], eps=EPS).warnings == []
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (steep, "gradients vanish"),
+        (steep, "does not fall as eps grows"),
+        (lambda net: nn.Sequential(net, nn.Softmax(1)), "probabilities"),
+        (lambda net: lambda x: net(x + 0.1 * torch.randn_like(x)), "randomised"),
+    ],
+)
+def test_self_deception_is_noticed(spoil: object, message: str) -> None:
+    net, x, _ = fitted()
+    model = spoil(net)  # type: ignore[operator]
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    assert any(message in warning for warning in run_attacks(model, x, y, ["fgsm"], eps=EPS).warnings)
+
+
+def test_a_constant_model_is_not_called_robust() -> None:
+    x, y = images(24)
+    result = run_attacks(lambda x: torch.eye(5)[:1].expand(len(x), 5) + 0 * x.mean(), x, y, ["aa"], eps=EPS)
+    assert np.array_equal(result.masks["aa"], (y == 0).numpy())
+    assert any("vanish" in w for w in result.warnings)
+    assert any("does not fall" in w for w in result.warnings)
+    wrong = run_attacks(lambda x: torch.eye(5)[:1].expand(len(x), 5) + 0 * x.mean(), x, y * 0 + 1, ["fgsm"], eps=EPS)
+    assert wrong.warnings == ["the model classifies no image correctly"]
+
+
+def test_a_black_box_attack_that_wins_is_noticed() -> None:
+    tried, holds = np.ones(10, dtype=bool), np.ones(10, dtype=bool)
+    beaten = holds.copy()
+    beaten[:3] = False
+    assert "3 images" in str(trust.black_box_wins({"pgd20": (tried, holds), "square": (tried, beaten)}))
+    assert trust.black_box_wins({"pgd20": (tried, beaten), "square": (tried, beaten)}) is None
+    assert trust.black_box_wins({"fgsm": (tried, holds), "square": (tried, beaten)}) is None
+
+
+# --- the projection of FAB ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 10_000), size=st.integers(1, 40))
+def test_fab_projection_reaches_the_plane_and_nothing_nearer_does(norm: Norm, seed: int, size: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    t = torch.rand((1, size), generator=generator, dtype=torch.float64).round(decimals=1)
+    w = torch.randn((1, size), generator=generator, dtype=torch.float64)
+    w[:, ::4] = 0
+    rise = 0.5 * torch.randn(1, generator=generator, dtype=torch.float64)
+    d = projection(t, w, rise, norm)
+    assert float((t + d).min()) >= -1e-12
+    assert float((t + d).max()) <= 1 + 1e-12
+    most = torch.where(w * rise > 0, w * (1 - t), -w * t).sum() * rise.sign()
+    if float(most.abs()) < float(rise.abs()):  # out of reach: the corner
+        torch.testing.assert_close((w * d).sum(1).abs(), most.abs())
+        return
+    torch.testing.assert_close((w * d).sum(1), rise, atol=1e-9, rtol=1e-9)
+    length = d.abs().max() if norm == "linf" else d.norm()
+    # Whatever else reaches the plane is no shorter: random feasible points, moved onto the plane where possible.
+    other = (torch.rand((200, size), generator=generator, dtype=torch.float64) - t) * w.ne(0)
+    gain = (other * w).sum(1)
+    scale = rise / gain
+    reaching = other[(scale > 0) & (scale <= 1)] * scale[(scale > 0) & (scale <= 1)][:, None]
+    lengths = reaching.abs().amax(1) if norm == "linf" else reaching.norm(dim=1)
+    assert bool((lengths >= length - 1e-9).all())
