@@ -84,30 +84,36 @@ class FAB:
         """
         result, reached = x.clone(), torch.full((len(x),), torch.inf, device=x.device, dtype=x.dtype)
         alive, x1 = torch.arange(len(x), device=x.device), start
-        for _ in range(self.steps):
-            x1 = self._step(net, x, x1, y, target)
-            with torch.no_grad():
-                adversarial = ~correct(net(x1), y)
+        plane = _linearised(*_forward(net, x1, y, target)[:2])
+        for step in range(self.steps):
+            x1 = self._step(x, x1, *plane)
+            leaf, difference, right = _forward(net, x1, y, target)
             gap = distance(x1, x, self.norm)
-            better = adversarial & (gap < reached[alive])
+            better = ~right & (gap < reached[alive])
             result[alive[better]] = x1[better]
             reached[alive[better]] = gap[better]
-            x1 = torch.where(adversarial.view(-1, 1, 1, 1), x + self.beta * (x1 - x), x1)
+            if step == self.steps - 1:
+                break
+            x1 = torch.where(right.view(-1, 1, 1, 1), x1, x + self.beta * (x1 - x))
+            # The forward pass that told right from wrong also gives the next plane, unless the point was drawn back.
+            if int(right.sum()) * 2 > len(right):
+                plane = _linearised(leaf, difference)
+                if not right.all():
+                    drawn = _linearised(*_forward(net, x1[~right], y[~right], target[~right])[:2])
+                    for part, new in zip(plane, drawn, strict=True):
+                        part[~right] = new
+            else:
+                plane = _linearised(*_forward(net, x1, y, target)[:2])
             going = reached[alive] > enough
             if not going.all():
                 alive, x, x1, y, target = alive[going], x[going], x1[going], y[going], target[going]
+                plane = plane[0][going], plane[1][going]
                 if len(alive) == 0:
                     break
         return result, reached
 
-    def _step(self, net: Model, x: Tensor, x1: Tensor, y: Tensor, target: Tensor) -> Tensor:
-        """From `x1` across the linearised boundary z_t − z_y = 0, drawn towards the image `x`."""
-        with torch.enable_grad():
-            x1 = x1.detach().requires_grad_()
-            logits = net(x1)
-            difference = of(logits, target) - of(logits, y)
-            (w,) = torch.autograd.grad(difference.sum(), x1)
-        x1, difference = x1.detach(), difference.detach()
+    def _step(self, x: Tensor, x1: Tensor, difference: Tensor, w: Tensor) -> Tensor:
+        """From `x1` across the plane difference + ⟨w, · − x1⟩ = 0, drawn towards the image `x`."""
         d1 = projection(x1, w, -difference, self.norm)
         d0 = projection(x, w, (w * (x1 - x)).sum((1, 2, 3)) - difference, self.norm)
         zero = torch.zeros_like(x1)
@@ -119,6 +125,20 @@ class FAB:
     def __call__(self, model: Model, x: Tensor, y: Tensor) -> Tensor:
         """Adversarial images (B,C,H,W) for `x` in [0,1] and labels `y` (B,). RnasError on bad input."""
         return checked(self, model, x, y)
+
+
+def _forward(net: Model, x1: Tensor, y: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The points as a leaf, z_t − z_y there (B,) with its graph, and which of them (B,) are classified correctly."""
+    with torch.enable_grad():
+        leaf = x1.detach().requires_grad_()
+        logits = net(leaf)
+        return leaf, of(logits, target) - of(logits, y), correct(logits.detach(), y)
+
+
+def _linearised(leaf: Tensor, difference: Tensor) -> tuple[Tensor, Tensor]:
+    """The boundary as seen from `leaf`: `difference` (B,), detached, and its gradient (B,C,H,W)."""
+    (w,) = torch.autograd.grad(difference.sum(), leaf)
+    return difference.detach(), w
 
 
 def projection(t: Tensor, w: Tensor, rise: Tensor, norm: Norm) -> Tensor:
