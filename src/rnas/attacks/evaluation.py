@@ -79,7 +79,7 @@ def run_attacks(
     norm: Norm = "linf",
     seed: int = 0,
     batch_size: int = 256,
-    state: Path | None = None,
+    state: Path | str | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Attack `model` on images `x` (N,C,H,W) in [0,1] with labels `y` (N,) by each of the attacks `names`.
@@ -109,7 +109,8 @@ def run_attacks(
         if classes < 3:
             for name in set(names) & {"apgd-dlr", "apgd-t"}:
                 check_classes(torch.empty(0, classes), 3, name)
-        table = _Table.open(state, _identity(model, x, y, eps, norm, seed, batch_size), len(x))
+        folder = None if state is None else Path(state)
+        table = _Table.open(folder, _identity(model, x, y, eps, norm, seed, batch_size), len(x))
         masks = {"clean": clean}
         for name in names:
             masks[name] = clean.copy()
