@@ -18,7 +18,7 @@ from rnas.genotype import OPERATIONS, Cell, Genotype
 from rnas.paper import genotype as published
 from rnas.report import cells_drawing, draw_cells
 from rnas.report.cells import PILL, describe_cell, draw_cell
-from rnas.report.charts import Mark, Series, dot_chart, line_chart, log_ticks, short, ticks
+from rnas.report.charts import Bubble, Mark, Series, bubble_chart, dot_chart, line_chart, log_ticks, short, ticks
 from rnas.report.drawing import Box, Dot, Line, Text, text_width
 from rnas.report.spread import spread
 
@@ -155,3 +155,20 @@ def test_dot_chart_places_values_in_proportion() -> None:
     chart = dot_chart(rows, title="", description="", span=(0.0, 1.0))
     x = [s.x for s in chart.shapes if isinstance(s, Dot)]
     assert x[1] - x[0] == pytest.approx(x[2] - x[1])
+
+
+def test_bubbles_keep_their_labels_apart() -> None:
+    draw = np.random.default_rng(0)
+    for _ in range(20):
+        points = draw.random((8, 3))
+        bubbles = [Bubble(f"network {i}", x, y, size, "clean") for i, (x, y, size) in enumerate(points)]
+        chart = bubble_chart(bubbles, title="", description="", across_name="x", up_name="y")
+        labels = [s for s in chart.shapes if isinstance(s, Text) and s.text.startswith("network")]
+        assert len(labels) == 8
+        for a, b in combinations(labels, 2):
+            apart = abs(a.y - b.y) > 10 or a.x + text_width(a.text, 12) < b.x or b.x + text_width(b.text, 12) < a.x
+            assert apart, f"{a.text} lies on {b.text}"
+        dots = [s for s in chart.shapes if isinstance(s, Dot)]
+        largest, smallest = max(points[:, 2]), min(points[:, 2])
+        areas = sorted((dot.r - 3.5) ** 2 for dot in dots)
+        assert areas[-1] / areas[0] == pytest.approx(largest / smallest)

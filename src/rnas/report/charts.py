@@ -246,6 +246,84 @@ def _draw_mark(out: Drawing, mark: Mark, across: Axis, y: float) -> None:
     out.shapes.append(Dot(across(mark.value), y, 4.2, fill, stroke, 1.8))
 
 
+@dataclass(frozen=True)
+class Bubble:
+    """A named point; `size` is proportional to its area."""
+
+    name: str
+    x: float
+    y: float
+    size: float
+    role: str
+
+
+def bubble_chart(
+    bubbles: Sequence[Bubble],
+    *,
+    title: str,
+    description: str,
+    across_name: str,
+    up_name: str,
+    form: Format = percent,
+    width: float = 460.0,
+    height: float = 340.0,
+) -> Drawing:
+    """Named bubbles by two figures, as the paper's Fig. 1."""
+    largest = max((b.size for b in bubbles), default=1.0) or 1.0
+    radius = {b: 3.5 + 11 * math.sqrt(max(b.size, 0.0) / largest) for b in bubbles}
+    up = _axis((b.y for b in bubbles), False, height - 44.0, 30.0)
+    left = 12 + max(text_width(form(t), 11) for t in up.ticks(5))
+    across = _axis((b.x for b in bubbles), False, left + 16, width - 20)
+    out = Drawing(width, height, title, description)
+    for tick in up.ticks(5):
+        out.shapes.append(polyline([(left, up(tick)), (width - 4, up(tick))], stroke="rule", width=1))
+        out.shapes.append(Text(left - 6, up(tick) + 4, form(tick), 11, "soft", "end"))
+    for tick in across.ticks(5):
+        out.shapes.append(Text(across(tick), height - 24, form(tick), 11, "soft", "middle"))
+    out.shapes.append(Text(4, 12, up_name, 11.5, "soft"))
+    out.shapes.append(Text(width - 4, height - 6, across_name, 11.5, "soft", "end"))
+    places = {b: (across(b.x), up(b.y)) for b in bubbles}
+    for b in sorted(bubbles, key=lambda b: -radius[b]):
+        out.shapes.append(Dot(*places[b], radius[b], b.role, "surface", 1.2))
+    taken = [(x - radius[b], y - radius[b], x + radius[b], y + radius[b]) for b, (x, y) in places.items()]
+    for b in bubbles:
+        name = _fit(b.name, 120)
+        x, y = _label_place(places[b], radius[b], text_width(name, 12), taken, width, height - 40)
+        taken.append((x, y - 10, x + text_width(name, 12), y + 3))
+        out.shapes.append(Text(x, y, name, 12, b.role))
+    return out
+
+
+Area = tuple[float, float, float, float]  # left, top, right, bottom
+
+
+def _label_place(
+    centre: Point, radius: float, length: float, taken: Sequence[Area], width: float, height: float
+) -> Point:
+    """Where a label of `length` beside a bubble hides least: the first of the places round it, nearest first, that
+    covers least of what is `taken`."""
+    (x, y), best, least = centre, centre, math.inf
+    for distance in (4.0, 12.0, 22.0):
+        reach = radius + distance
+        for turn in (0, 4, 2, 6, 1, 7, 3, 5):  # right, left, below, above, then the corners
+            dx, dy = math.cos(turn * math.pi / 4), math.sin(turn * math.pi / 4)
+            at = (x + reach * dx - length * (1 - dx) / 2, y + reach * dy + 4)
+            area = (at[0], at[1] - 10, at[0] + length, at[1] + 3)
+            hidden = sum(_common(area, other) for other in taken)
+            outside = (
+                max(0.0, -area[0]) + max(0.0, area[2] - width) + max(0.0, 16 - area[1]) + max(0.0, area[3] - height)
+            )
+            if hidden + 100 * outside < least - 1e-9:
+                best, least = at, hidden + 100 * outside
+    return best
+
+
+def _common(a: Area, b: Area) -> float:
+    """The area that two rectangles share."""
+    wide, high = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    return max(0.0, wide) * max(0.0, high)
+
+
 def _fit(text: str, room: float) -> str:
     """`text`, shortened to about `room` units at size 12."""
     if text_width(text, 12) <= room + 4:

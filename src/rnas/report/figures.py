@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rnas.genotype import Cell
 from rnas.report import theme
 from rnas.report.cells import pretty, state_name
-from rnas.report.charts import Format, Mark, Series, dot_chart, line_chart, percent, short
+from rnas.report.charts import Bubble, Format, Mark, Series, bubble_chart, dot_chart, line_chart, percent, short
 from rnas.report.drawing import Drawing, Text, polyline
 from rnas.report.html import Html, el, join
 from rnas.report.read import Examples, NetworkPart, Record, SearchPart
@@ -236,6 +236,29 @@ def _mark(part: NetworkPart, attack: str, role: str) -> Mark | None:
         return None
     interval = found.get("interval")
     return Mark(found["accuracy"], role, (interval[0], interval[1]) if interval else None)
+
+
+def trade_off_chart(networks: Sequence[NetworkPart]) -> Html | None:
+    """Robust against clean accuracy, bubbles by parameters (Fig. 1): for three networks and more of one test."""
+    bubbles = []
+    for i, part in enumerate(networks):
+        clean, union = entry(part, "clean").get("accuracy"), entry(part, "union").get("accuracy")
+        parameters = part.model.get("parameters")
+        if clean is not None and union is not None:
+            size = float(parameters) if type(parameters) is int and parameters > 0 else 0.0
+            bubbles.append(Bubble(part.name, clean, union, size, theme.series(i)))
+    if len(bubbles) < 3:
+        return None
+    title = "Robust against clean accuracy"
+    chart = bubble_chart(
+        bubbles,
+        title=title,
+        description="; ".join(f"{b.name}: clean {percent(b.x)}, robust {percent(b.y)}" for b in bubbles) + ".",
+        across_name="clean accuracy →",
+        up_name="↑ accuracy under all attacks",
+        form=_percent,
+    )
+    return figure(chart, title, "A bubble's area is its network's number of parameters.")
 
 
 def training_charts(networks: Sequence[NetworkPart]) -> list[Html]:

@@ -267,6 +267,10 @@ def _results(evaluated: Sequence[NetworkPart]) -> Section | None:
         notes.append(CW_CAVEAT)
     beside = el("div", el("h3", "How to read this"), *(el("p", note, class_="note") for note in notes))
     chart = el("div", figures.accuracy_chart(evaluated), class_="card")
+    one_test = all(_same_test(evaluated[0], p) for p in evaluated)
+    trade_off = figures.trade_off_chart(evaluated) if one_test else None
+    if trade_off:
+        beside = join(el("div", trade_off, class_="card"), beside)
     parts = [tables.results_table(evaluated), el("div", chart, beside, class_="beside")]
     comparison = _comparison(evaluated)
     if comparison:

@@ -241,17 +241,18 @@ def check_evaluation(evaluation: Record, path: Path) -> None:
         raise RnasError(f"{path} is damaged: expected an object 'attacks' with one object for each attack")
     if not isinstance(evaluation.get("clean"), dict):
         raise RnasError(f"{path} is damaged: expected an object 'clean'")
-    for name, entry in (("clean", evaluation["clean"]), *attacks.items(), ("union", evaluation.get("union") or {})):
+    for name, entry in (("clean", evaluation["clean"]), *attacks.items(), ("union", evaluation.get("union", {}))):
         where = f"{path}, {name}"
-        interval = entry.get("interval") if isinstance(entry, dict) else None
-        number(entry, "accuracy", where=where)
+        if not isinstance(entry, dict):
+            raise RnasError(f"{where} is {entry!r}: expected an object with an accuracy")
         number(entry, "seconds", where=where)
-        if interval is not None and (
-            not isinstance(interval, list)
-            or len(interval) != 2
-            or not all(type(v) in (int, float) and math.isfinite(v) for v in interval)
-        ):
+        interval = entry.get("interval", [])
+        if not isinstance(interval, list) or len(interval) not in (0, 2):
             raise RnasError(f"{where}: interval is {interval!r}: expected two numbers")
+        accuracy = number(entry, "accuracy", where=where)
+        for share in (*interval, *([] if accuracy is None else [accuracy])):
+            if type(share) not in (int, float) or not -1e-9 <= share <= 1 + 1e-9:
+                raise RnasError(f"{where}: {share!r} is no accuracy: expected a number from 0 to 1")
     for key in ("n", "eps"):
         number(evaluation, key, where=str(path))
     if not isinstance(evaluation.get("warnings", []), list):
