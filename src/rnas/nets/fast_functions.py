@@ -26,6 +26,7 @@ from rnas.nets.fast_kernels import (
     depthwise_weight_grad,
     inner,
     per_channel,
+    per_filter,
     pointwise,
     pointwise_add,
     pointwise_centered,
@@ -51,49 +52,51 @@ class Convolution(NamedTuple):
     stride: int
 
 
-def _head(x: Tensor, shape: Convolution, kernel: Tensor) -> Tensor:
-    """What the first 1x1 convolution of an operation sees."""
-    if shape.kind == "direct":
-        return x
-    if shape.kind == "separable":
-        return depthwise(x, kernel, shape.stride, 1)
-    if shape.kind == "reduce":
-        return torch.cat([x[:, :, ::2, ::2], x[:, :, 1::2, 1::2]], dim=1)
-    if shape.stride == 2:  # dilated, it sees only every other pixel: a plain convolution of those
-        return depthwise(arrange(x[:, :, ::2, ::2]), kernel, 1, 1)
-    return depthwise(x, kernel, 1, 2)
+class _Heads:
+    """What the first 1x1 convolution of each operation sees of the input `x` that they share, and the way back."""
 
-
-class _HeadBackward:
-    """Collects the gradient of the heads for the input `x` that they share."""
-
-    def __init__(self, x: Tensor, needed: bool):
+    def __init__(self, x: Tensor, grad_needed: bool = False):
         self.x = x
-        self.needed = needed
+        self.grad_needed = grad_needed
         self.grad: Tensor | None = None
+        self._kept: dict[tuple[object, ...], Tensor] = {}
+
+    def output(self, shape: Convolution, kernel: Tensor) -> Tensor:
+        if shape.kind == "direct":
+            return self.x
+        if shape.kind == "reduce":
+            return torch.cat([self.x[:, :, ::2, ::2], self.x[:, :, 1::2, 1::2]], dim=1)
+        return depthwise(*self._seen(shape, kernel))
 
     def add(self, shape: Convolution, kernel: Tensor, grad: Tensor, of_kernel: bool) -> Tensor | None:
-        """Take in the gradient of one head; the gradient of its kernel, if wanted."""
-        if shape.kind == "direct":
-            self.grad = grad if self.grad is None else self.grad.add_(grad)
-            return None
-        if shape.kind == "reduce":
-            if self.needed:
+        """Take in the gradient of one output; the gradient of its kernel, if wanted."""
+        if shape.kind in ("direct", "reduce"):
+            if self.grad_needed and shape.kind == "direct":
+                self.grad = grad if self.grad is None else self.grad.add_(grad)
+            elif self.grad_needed:
                 even, odd = grad.chunk(2, dim=1)
                 self._grid()[:, :, ::2, ::2] += even
                 self._grid()[:, :, 1::2, 1::2] += odd
             return None
-        every = 2 if shape == ("dilated", 2) else 1
-        x = self.x if every == 1 else arrange(self.x[:, :, ::2, ::2])
-        stride = shape.stride // every
-        dilation = 2 if shape == ("dilated", 1) else 1
-        if self.needed:
+        x, kernel, stride, dilation = self._seen(shape, kernel)
+        if self.grad_needed:
             part = depthwise_input_grad(x, kernel, grad, stride, dilation)
-            if every == 2:
+            if x is not self.x:
                 self._grid()[:, :, ::2, ::2] += part
             else:
                 self.grad = part if self.grad is None else self.grad.add_(part)
-        return depthwise_weight_grad(x, kernel, grad, stride, dilation) if of_kernel else None
+        return depthwise_weight_grad(x, kernel, grad, stride, dilation, self._kept) if of_kernel else None
+
+    def _seen(self, shape: Convolution, kernel: Tensor) -> tuple[Tensor, Tensor, int, int]:
+        """The arguments of `depthwise`."""
+        if shape.kind == "separable":
+            return self.x, kernel, shape.stride, 1
+        if shape.stride == 1:
+            return self.x, kernel, 1, 2
+        # Dilated and with stride 2, it sees only every other pixel: a plain convolution of those.
+        if ("even",) not in self._kept:
+            self._kept["even",] = arrange(self.x[:, :, ::2, ::2])
+        return self._kept["even",], kernel, 1, 1
 
     def _grid(self) -> Tensor:
         if self.grad is None:
@@ -106,12 +109,15 @@ def _where_positive(grad: Tensor, x: Tensor) -> Tensor:
     return result
 
 
-def _normalize_backward(grad: Tensor, centered: Tensor, inverse_std: Tensor) -> Tensor:
-    """The gradient through BN with batch statistics, of `centered * inverse_std`, for what was centered."""
+def _normalize_backward(grad: Tensor, z: Tensor, inverse_std: Tensor) -> Tensor:
+    """The gradient through BN with batch statistics, for what was centered to `z`.
+
+    `grad`: the gradient for the result `z * inverse_std`, times `inverse_std`; used up.
+    """
     n = grad.numel() // grad.shape[1]
-    along = channel_sum(grad * centered) * inverse_std.pow(3) / n
-    out = (grad - per_channel(channel_sum(grad) / n)).mul_(per_channel(inverse_std))
-    return out.addcmul_(centered, per_channel(along), value=-1)
+    along = channel_sum(grad * z) * inverse_std.square() / n
+    grad -= per_channel(channel_sum(grad) / n)
+    return grad.addcmul_(z, per_channel(along), value=-1)
 
 
 class _Normalize(torch.autograd.Function):
@@ -126,7 +132,8 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _mean: Tensor, _var: Tensor) -> tuple[Tensor, None]:
-        return _normalize_backward(arrange(grad), *ctx.saved_tensors), None
+        x, inverse_std = ctx.saved_tensors
+        return _normalize_backward(arrange(grad) * per_channel(inverse_std), x, inverse_std), None
 
 
 def normalize(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -178,33 +185,32 @@ class _Mix(torch.autograd.Function):
         ctx: Any, plan: Leaving, eps: float, count: int, weights: Tensor, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
         nodes, tensors = tensors[:count], tensors[count:]
-        needs = plan.groups(ctx.needs_input_grad[4 + count :], folded=False)
-        x = nodes[0].relu()
+        heads = _Heads(nodes[0].relu())
         alpha = [row.unbind() for row in weights.unbind()]
-        saved: list[Tensor | None] = []
+        saved: list[Tensor] = []
         statistics: list[tuple[Tensor, Tensor]] = []
         outputs: list[Tensor] = []
-        for row, edge, edge_needs in zip(alpha, plan.groups(tensors, folded=False), needs, strict=True):
+        for row, edge in zip(alpha, plan.groups(tensors, folded=False), strict=True):
             total = None
-            for shape, column, own, needed in zip(plan.shapes, plan.columns, edge, edge_needs, strict=True):
-                h = _head(x, shape, own[0])
+            for shape, column, own in zip(plan.shapes, plan.columns, edge, strict=True):
+                h = heads.output(shape, own[0])
                 if shape.kind == "separable":
                     z, mean, var = pointwise_centered(h, own[1])
                     statistics.append((mean, var))
                     inverse_std = (var + eps).rsqrt()
-                    saved += [h if needed[1] else None, z, inverse_std]
-                    h = depthwise(z.relu().mul_(per_channel(inverse_std)), own[2], 1, 1)
+                    saved += [z, inverse_std]
+                    h = depthwise(z.relu(), own[2] * per_filter(inverse_std), 1, 1)
                 z, mean, var = pointwise_centered(h, own[-1])
                 statistics.append((mean, var))
                 inverse_std = (var + eps).rsqrt()
-                saved += [h if needed[-1] else None, z, inverse_std]
+                saved += [z, inverse_std]
                 scale = per_channel(row[column] * inverse_std)
                 total = z * scale if total is None else total.addcmul_(z, scale)
             for which, column in plan.passed:
                 total = _add_scaled(total, nodes[which], row[column])
             assert total is not None, "an edge has an operation besides none"
             outputs.append(total)
-        ctx.save_for_backward(weights, x, *nodes, *tensors, *saved)
+        ctx.save_for_backward(weights, heads.x, *nodes, *tensors, *saved)
         ctx.plan, ctx.count, ctx.tensors = plan, count, len(tensors)
         if not statistics:
             return tuple(outputs)
@@ -220,7 +226,7 @@ class _Mix(torch.autograd.Function):
         nodes, rest = rest[: ctx.count], rest[ctx.count :]
         tensors, saved = rest[: ctx.tensors], iter(rest[ctx.tensors :])
         needs = ctx.needs_input_grad[4:]
-        heads = _HeadBackward(x, needs[0])
+        heads = _Heads(x, needs[0])
         passed = _Passed(needs[: ctx.count])
         alpha = [row.unbind() for row in weights.unbind()]
         zero = weights.new_zeros(())
@@ -233,28 +239,31 @@ class _Mix(torch.autograd.Function):
             around_0 = grad - per_channel(channel_sum(grad) / n) if edge else grad
             for shape, column, own, needed in zip(plan.shapes, plan.columns, edge, edge_needs[i], strict=True):
                 if shape.kind == "separable":
-                    h1, z1, inverse_std1 = next(saved), next(saved), next(saved)
-                h, z, inverse_std = next(saved), next(saved), next(saved)
+                    z1, inverse_std1 = next(saved), next(saved)
+                    kernel, positive = own[2] * per_filter(inverse_std1), z1.relu()
+                z, inverse_std = next(saved), next(saved)
                 # α's gradient and BN's share their one reduction over pixels.
                 along = channel_sum(grad * z) * inverse_std
                 grad_alpha[i][column] = along.sum()
                 scale = alpha[i][column] * inverse_std
                 slope = per_channel(scale * inverse_std * along / n)
                 g = (around_0 * per_channel(scale)).addcmul_(z, slope, value=-1)
-                of_tensors = [pointwise_weight_grad(h, g) if needed[-1] else None]
+                of_tensors: list[Tensor | None] = [None] * max(len(own) - 1, 1)
+                if needed[-1]:
+                    middle = shape.kind == "separable"
+                    h = depthwise(positive, kernel, 1, 1) if middle else heads.output(shape, own[0])
+                    of_tensors[-1] = pointwise_weight_grad(h, g)
                 g = pointwise_input_grad(g, own[-1])
                 if shape.kind == "separable":
                     if needed[2]:
-                        again = z1.relu().mul_(per_channel(inverse_std1))
-                        of_tensors.insert(0, depthwise_weight_grad(again, own[2], g, 1, 1))
-                    else:
-                        of_tensors.insert(0, None)
-                    g = _where_positive(depthwise_input_grad(z1, own[2], g, 1, 1), z1)
+                        of_kernel = depthwise_weight_grad(positive, kernel, g, 1, 1)
+                        of_tensors[1] = of_kernel * per_filter(inverse_std1)
+                    g = _where_positive(depthwise_input_grad(z1, kernel, g, 1, 1), z1)
                     g = _normalize_backward(g, z1, inverse_std1)
-                    of_tensors.insert(0, pointwise_weight_grad(h1, g) if needed[1] else None)
+                    if needed[1]:
+                        of_tensors[0] = pointwise_weight_grad(heads.output(shape, own[0]), g)
                     g = pointwise_input_grad(g, own[1])
-                of_kernel = heads.add(shape, own[0], g, needed[0])
-                grad_tensors += of_tensors if len(own) == 1 else [of_kernel, *of_tensors]
+                grad_tensors += [heads.add(shape, own[0], g, needed[0]), *of_tensors][-len(own) :]
             for which, column in plan.passed:
                 passed.add(which, grad, alpha[i][column])
                 if ctx.needs_input_grad[3]:
@@ -290,20 +299,17 @@ class _MixFolded(torch.autograd.Function):
     def forward(ctx: Any, plan: Leaving, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
         constants = plan.edges * (1 + len(plan.passed))
         nodes, affine, tensors = tensors[:count], tensors[count : count + constants], tensors[count + constants :]
-        needs = plan.groups(ctx.needs_input_grad[2 + count + constants :], folded=True)
-        x = nodes[0].relu()
-        saved: list[Tensor | None] = []
+        heads = _Heads(nodes[0].relu())
+        saved: list[Tensor] = []
         outputs: list[Tensor] = []
         of_edge = iter(affine)
-        for edge, edge_needs in zip(plan.groups(tensors, folded=True), needs, strict=True):
+        for edge in plan.groups(tensors, folded=True):
             total, bias = None, next(of_edge)
-            for shape, own, needed in zip(plan.shapes, edge, edge_needs, strict=True):
-                h = _head(x, shape, own[0])
+            for shape, own in zip(plan.shapes, edge, strict=True):
+                h = heads.output(shape, own[0])
                 if shape.kind == "separable":
-                    z = pointwise(h, own[1], own[2]).relu_()
-                    saved += [h if needed[1] else None, z]
-                    h = depthwise(z, own[3], 1, 1)
-                saved.append(h if needed[-1] else None)
+                    saved.append(pointwise(h, own[1], own[2]).relu_())
+                    h = depthwise(saved[-1], own[3], 1, 1)
                 if total is None:
                     total = pointwise(h, own[-1], bias)
                 else:
@@ -315,7 +321,7 @@ class _MixFolded(torch.autograd.Function):
                     total.addcmul_(nodes[which], next(of_edge))
             assert total is not None, "an edge has an operation besides none"
             outputs.append(total)
-        ctx.save_for_backward(x, *nodes, *affine, *tensors, *saved)
+        ctx.save_for_backward(heads.x, *nodes, *affine, *tensors, *saved)
         ctx.plan, ctx.count, ctx.constants, ctx.tensors = plan, count, constants, len(tensors)
         return tuple(outputs)
 
@@ -328,7 +334,7 @@ class _MixFolded(torch.autograd.Function):
         affine, rest = iter(rest[: ctx.constants]), rest[ctx.constants :]
         tensors, saved = rest[: ctx.tensors], iter(rest[ctx.tensors :])
         needs = ctx.needs_input_grad[2:]
-        heads = _HeadBackward(x, needs[0])
+        heads = _Heads(x, needs[0])
         passed = _Passed(needs[: ctx.count])
         affine_needs = iter(needs[ctx.count : ctx.count + ctx.constants])
         edge_needs = plan.groups(needs[ctx.count + ctx.constants :], folded=True)
@@ -339,19 +345,21 @@ class _MixFolded(torch.autograd.Function):
             next(affine)
             grad_affine.append(channel_sum(grad) if next(affine_needs) else None)
             for shape, own, needed in zip(plan.shapes, edge, edge_needs[i], strict=True):
-                if shape.kind == "separable":
-                    h1, z = next(saved), next(saved)
-                h = next(saved)
-                of_tensors = [pointwise_weight_grad(h, grad) if needed[-1] else None]
+                separable = shape.kind == "separable"
+                z = next(saved) if separable else x
+                of_tensors: list[Tensor | None] = [None] * max(len(own) - 1, 1)
+                if needed[-1]:
+                    h = depthwise(z, own[3], 1, 1) if separable else heads.output(shape, own[0])
+                    of_tensors[-1] = pointwise_weight_grad(h, grad)
                 g = pointwise_input_grad(grad, own[-1])
-                if shape.kind == "separable":
-                    of_tensors.insert(0, depthwise_weight_grad(z, own[3], g, 1, 1) if needed[3] else None)
+                if separable:
+                    of_tensors[2] = depthwise_weight_grad(z, own[3], g, 1, 1) if needed[3] else None
                     g = _where_positive(depthwise_input_grad(z, own[3], g, 1, 1), z)
-                    of_tensors.insert(0, channel_sum(g) if needed[2] else None)
-                    of_tensors.insert(0, pointwise_weight_grad(h1, g) if needed[1] else None)
+                    of_tensors[1] = channel_sum(g) if needed[2] else None
+                    if needed[1]:
+                        of_tensors[0] = pointwise_weight_grad(heads.output(shape, own[0]), g)
                     g = pointwise_input_grad(g, own[1])
-                of_kernel = heads.add(shape, own[0], g, needed[0])
-                grad_tensors += of_tensors if len(own) == 1 else [of_kernel, *of_tensors]
+                grad_tensors += [heads.add(shape, own[0], g, needed[0]), *of_tensors][-len(own) :]
             for which, _ in plan.passed:
                 scale = next(affine)
                 passed.add(which, grad, scale)

@@ -74,22 +74,35 @@ def depthwise_input_grad(x: Tensor, weight: Tensor, grad: Tensor, stride: int, d
     return _backward(x, weight, grad, stride, (padding, padding), dilation, of_input=True)
 
 
-def depthwise_weight_grad(x: Tensor, weight: Tensor, grad: Tensor, stride: int, dilation: int) -> Tensor:
-    """The gradient of `depthwise` for `weight`."""
+def depthwise_weight_grad(
+    x: Tensor,
+    weight: Tensor,
+    grad: Tensor,
+    stride: int,
+    dilation: int,
+    kept: dict[tuple[object, ...], Tensor] | None = None,
+) -> Tensor:
+    """The gradient of `depthwise` for `weight`. `kept`: what was derived from this `x` before, to be used again."""
     k = weight.shape[2]
+    padding = dilation * (k // 2)
+    kept = {} if kept is None else kept
     if x.device.type != "cpu":
-        padding = dilation * (k // 2)
         return _backward(x, weight, grad, stride, (padding, padding), dilation, of_input=False)
     if dilation == 2 and stride == 1:  # the four images of every other pixel do not meet: a plain convolution of each
-        x, grad = _phases(x), _phases(grad)
+        if ("phases",) not in kept:
+            kept["phases",] = _phases(x)
+        x, grad = kept["phases",], _phases(grad)
     elif dilation != 1:
-        return _backward(x, weight, grad, stride, (dilation * (k // 2),) * 2, dilation, of_input=False)
+        return _backward(x, weight, grad, stride, (padding, padding), dilation, of_input=False)
     if k == 3:
         return _backward(x, weight, grad, stride, (1, 1), 1, of_input=False)
     total = torch.empty_like(weight)
     for first in range(0, k - 2, 2):  # three columns at a time, of the image padded so that they touch its edge
+        pads = k // 2 - first, first + 2 - k // 2
+        if (x.shape, *pads) not in kept:
+            kept[x.shape, *pads] = arrange(F.pad(x, pads))
         columns = weight[..., first : first + 3]
-        padded = arrange(F.pad(x, (k // 2 - first, first + 2 - k // 2)))
+        padded = kept[x.shape, *pads]
         total[..., first : first + 3] = _backward(padded, columns, grad, stride, (k // 2, 0), 1, of_input=False)
     return total
 
@@ -132,6 +145,11 @@ def channel_sum(x: Tensor) -> Tensor:
 def per_channel(v: Tensor) -> Tensor:
     """`v` (C,) in a shape that multiplies (B,C,H,W) channel by channel."""
     return v.view(1, -1, 1, 1)
+
+
+def per_filter(v: Tensor) -> Tensor:
+    """`v` (C,) in a shape that multiplies kernels (C,1,k,k) filter by filter."""
+    return v.view(-1, 1, 1, 1)
 
 
 def inner(a: Tensor, b: Tensor) -> Tensor:
