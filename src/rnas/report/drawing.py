@@ -78,10 +78,13 @@ def polyline(points: Sequence[Point], **style: Any) -> Line:
     return Line(points[0], tuple((p,) for p in points[1:]), **style)
 
 
+_LETTERS = {**dict.fromkeys("iljtf.,:;'|!()[] -·", 0.36), **dict.fromkeys("mwMW@%&", 0.9)}
+
+
 def text_width(text: str, size: float) -> float:
     """About how wide `text` comes out, in the units of `size`: fonts differ, so leave some room."""
     plain = re.sub(r"_\{(.*?)\}", r"\1", text)
-    return size * sum(0.34 if c in "iljtf.,:;'|!()[] -·" else 0.88 if c in "mwMW@%&" else 0.58 for c in plain)
+    return size * sum(_LETTERS.get(c, 0.7 if c.isupper() else 0.59) for c in plain)
 
 
 @dataclass

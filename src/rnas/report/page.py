@@ -44,7 +44,7 @@ def write_report(runs: Sequence[Path], out: Path, title: str | None = None) -> N
     if not runs:
         raise RnasError("report needs the folder of at least one run")
     parts = read_parts(runs)
-    write_text(out, page(parts, title or " · ".join(folder.resolve().name for folder in runs)))
+    write_text(out, page(parts, title or ", ".join(folder.resolve().name for folder in runs)))
 
 
 def page(parts: Sequence[Part], title: str) -> str:
@@ -270,7 +270,7 @@ def _results(evaluated: Sequence[NetworkPart]) -> Section | None:
     one_test = all(_same_test(evaluated[0], p) for p in evaluated)
     trade_off = figures.trade_off_chart(evaluated) if one_test else None
     if trade_off:
-        beside = join(el("div", trade_off, class_="card"), beside)
+        beside = el("div", el("div", trade_off, class_="card"), beside)
     parts = [tables.results_table(evaluated), el("div", chart, beside, class_="beside")]
     comparison = _comparison(evaluated)
     if comparison:
