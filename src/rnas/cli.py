@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -13,6 +14,10 @@ import rnas
 from rnas.console import Console
 from rnas.errors import RnasError
 from rnas.settings import Compare, Data, Evaluate, Export, Report, Run, Search, Train, Zoo
+
+# Threads that wait by spinning slow each other down without bound where other programs share the cores (measured: a
+# training step 40 times slower beside busy neighbours). OpenMP reads this when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _Sub = tyro.conf.subcommand
 Command = (

@@ -181,8 +181,8 @@ class Search:
     """Measure F on the cell outputs as they are, or brought to zero mean and unit variance per channel."""
     projection_steps: int | None = None
     """Most steps of one projection; by default the second half of the epoch, as in the paper."""
-    projection_lr: float = 0.02
-    """Adam's step size on α_p."""
+    projection_lr: float = 0.2
+    """Largest move of a coordinate of α_p in one step of the projection."""
     monitor: int = 256
     """Images of each half on which accuracies and F are measured after every epoch."""
     seed: int = 0

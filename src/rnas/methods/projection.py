@@ -54,7 +54,7 @@ def project(
     multiplier, stiffness, violation = 0.0, STIFFNESS, math.inf
     curvature, last_step = 1.0, [torch.zeros_like(a) for a in start]
     best: tuple[float, float, list[Tensor]] | None = None  # distance, F, point
-    checks = max(ROUND, steps // 8)
+    checks = max(2 * ROUND, steps // 4)
     for k in range(1, steps + 1):
         g = (vulnerability() - target) / scale
         pull = torch.autograd.grad(g, alphas)  # ∇g

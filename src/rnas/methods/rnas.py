@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rnas.attacks import PGD
-from rnas.methods.projection import Projection, project
+from rnas.methods.projection import ROUND, Projection, project
 from rnas.nets.supernet import Supernet
 from rnas.settings import Search
 from rnas.steps import Running, buffers_kept, craft, only
@@ -64,18 +64,21 @@ class Rnas:
     def project(self, batches: Iterator[Batch], monitored: Iterable[Batch], bound: float, steps: int) -> Projection:
         """Step 2 of Phase II: α to the nearest α_p with F(α_p) ≤ `bound` (Eq. 9), θ fixed.
 
-        Each gradient step takes the next of `batches`; `monitored` decides whether F ≤ H.
+        A round of gradient steps shares one of `batches` and its adversarial images, crafted against the α_p of the
+        round's beginning; `monitored`, always attacked afresh, decides whether F ≤ H.
         """
         monitored = list(monitored)
 
-        def sampled() -> Tensor:
-            x, y = next(batches)
-            return self.vulnerability(x, craft(self.attack, self.net, x, y))
+        def rounds() -> Iterator[Tensor]:
+            for x, y in batches:
+                x_adv = craft(self.attack, self.net, x, y)
+                for _ in range(ROUND):
+                    yield self.vulnerability(x, x_adv)
 
         with only(self.net.alphas, self.net):
             return project(
                 self.net.alphas,
-                sampled,
+                rounds().__next__,
                 lambda: self.measure(monitored).vulnerability,
                 bound,
                 steps=steps,
