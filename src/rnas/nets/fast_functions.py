@@ -240,7 +240,8 @@ class _Mix(torch.autograd.Function):
             for shape, column, own, needed in zip(plan.shapes, plan.columns, edge, edge_needs[i], strict=True):
                 if shape.kind == "separable":
                     z1, inverse_std1 = next(saved), next(saved)
-                    kernel, positive = own[2] * per_filter(inverse_std1), z1.relu()
+                    kernel = own[2] * per_filter(inverse_std1)
+                    positive = z1.relu() if needed[2] or needed[-1] else z1
                 z, inverse_std = next(saved), next(saved)
                 # α's gradient and BN's share their one reduction over pixels.
                 along = channel_sum(grad * z) * inverse_std

@@ -96,15 +96,17 @@ def depthwise_weight_grad(
         return _backward(x, weight, grad, stride, (padding, padding), dilation, of_input=False)
     if k == 3:
         return _backward(x, weight, grad, stride, (1, 1), 1, of_input=False)
-    total = torch.empty_like(weight)
+    above = k // 2 if x.shape[2] < k else 0  # padded beforehand where an image is lower than the kernel
+    columns = weight.new_empty(len(weight), 1, k, 3)
+    parts = []
     for first in range(0, k - 2, 2):  # three columns at a time, of the image padded so that they touch its edge
-        pads = k // 2 - first, first + 2 - k // 2
+        pads = k // 2 - first, first + 2 - k // 2, above, above
         if (x.shape, *pads) not in kept:
-            kept[x.shape, *pads] = arrange(F.pad(x, pads))
-        columns = weight[..., first : first + 3]
+            kept[x.shape, *pads] = F.pad(x, pads)
         padded = kept[x.shape, *pads]
-        total[..., first : first + 3] = _backward(padded, columns, grad, stride, (k // 2, 0), 1, of_input=False)
-    return total
+        part = _backward(padded, columns, grad, stride, (k // 2 - above, 0), 1, of_input=False)
+        parts.append(part if first == 0 else part[..., 1:])  # they share a column
+    return torch.cat(parts, dim=-1)
 
 
 def _phases(x: Tensor) -> Tensor:
