@@ -106,6 +106,22 @@ def test_the_model_keeps_its_parameters_gradients_and_modules() -> None:
     assert all(p.requires_grad and p.grad is None for p in net.parameters())
 
 
+def test_plain_attributes_may_change_between_two_attacks() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.scale = nn.Conv2d(3, 2, 1).double(), 1.0
+            self.pair = (torch.zeros(2), torch.ones(2))  # no reason to trip over
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.scale * self.layer(x).mean((2, 3))
+
+    net, x = Scaled(), torch.rand(2, 3, 4, 4, dtype=torch.float64)
+    assert_equal_in_float64(net, x)
+    net.scale, net.pair = 3.0, (torch.ones(2), torch.ones(2))
+    assert_equal_in_float64(net, x)
+
+
 class Remembering(nn.Module):
     def __init__(self) -> None:
         super().__init__()
