@@ -39,14 +39,18 @@ class Console:
 
     @contextmanager
     def stages(self) -> Iterator[Stage]:
-        """Progress of work that reports (what, done, total): a bar on a terminal, else a line when `what` begins."""
+        """Progress of work that reports (what, done, total): a bar on a terminal, else a line when `what` begins.
+
+        What follows a colon in `what` is news of the same work, shown on a terminal only.
+        """
         seen: set[str] = set()
         if self.quiet or not self.stream.isatty():
 
             def line(what: str, done: int, total: int) -> None:
-                if what not in seen:
-                    seen.add(what)
-                    self.say(f"{what} ...")
+                work = what.partition(":")[0]
+                if work not in seen:
+                    seen.add(work)
+                    self.say(f"{work} ...")
 
             yield line
             return
@@ -63,8 +67,9 @@ class Console:
             tasks: dict[str, TaskID] = {}
 
             def move(what: str, done: int, total: int) -> None:
-                if what not in tasks:
-                    tasks[what] = progress.add_task(what)
-                progress.update(tasks[what], completed=done, total=total)
+                work = what.partition(":")[0]
+                if work not in tasks:
+                    tasks[work] = progress.add_task(what)
+                progress.update(tasks[work], description=what, completed=done, total=total)
 
             yield move

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rnas import data as images
 from rnas.attacks import PGD, Progress, run_attacks
+from rnas.attacks.norms import Norm
 from rnas.console import Console
 from rnas.data import Split
 from rnas.errors import RnasError
@@ -60,7 +61,7 @@ def evaluate(
     y: Tensor,
     attacks: Sequence[str] = ("fgsm", "pgd20", "pgd100", "cw"),
     eps: float = 8 / 255,
-    norm: str = "linf",
+    norm: Norm = "linf",
     seed: int = 0,
     batch_size: int = 256,
     state: Path | None = None,

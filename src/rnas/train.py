@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from rnas import checkpoint, paper
+from rnas.attacks import PGD
 from rnas.console import Console
-from rnas.data import Dataset, batches
+from rnas.data import Dataset, Split, batches
 from rnas.errors import RnasError
 from rnas.files import read_json
 from rnas.genotype import Architecture, architecture_from_json
@@ -117,6 +118,8 @@ def fit(net: nn.Module, data: Dataset, settings: Train, console: Console | None 
             f"{settings.batch_size}; use a smaller --batch-size"
         )
     net.to(device)
+    images = data.train.to(device)
+    attack = None if settings.standard else training_attack(settings.perturbation, data)
     optimizer = torch.optim.SGD(net.parameters(), settings.lr, settings.momentum, weight_decay=settings.weight_decay)
     state = State(net, optimizer)
     run = Run.open(settings.out, settings, resume=settings.resume, device=str(device))
@@ -127,14 +130,17 @@ def fit(net: nn.Module, data: Dataset, settings: Train, console: Console | None 
     run.rewind(state.epoch)
     while state.epoch < settings.epochs:
         state.epoch += 1
-        event = _epoch(state, data, settings, device, console)
+        event = _epoch(state, images, settings, attack, device, console)
         run.log(**event)
         state.save(run.folder)
         console.say(_line(event, settings.epochs))
     net.eval()
 
 
-def _epoch(state: State, data: Dataset, settings: Train, device: torch.device, console: Console) -> dict[str, Any]:
+def _epoch(
+    state: State, images: Split, settings: Train, attack: PGD | None, device: torch.device, console: Console
+) -> dict[str, Any]:
+    """One pass over the training images. Returns the log's event."""
     started = time.perf_counter()
     net, epoch = state.net, state.epoch
     lr = cosine(settings.lr, epoch, settings.epochs)
@@ -144,13 +150,12 @@ def _epoch(state: State, data: Dataset, settings: Train, device: torch.device, c
     if isinstance(net, DerivedNetwork):
         drop_path = settings.drop_path * (epoch - 1) / settings.epochs
         net.set_drop_path(drop_path)
-    attack = None if settings.standard else training_attack(settings.perturbation, data)
     beta = settings.trades_beta if settings.loss == "trades" and attack else None
     parameters = list(net.parameters())
     running = Running(device)
-    steps = len(data.train) // settings.batch_size
+    steps = len(images) // settings.batch_size
     drawn = batches(
-        data.train,
+        images,
         settings.batch_size,
         seed=settings.seed,
         epoch=epoch,

@@ -44,7 +44,7 @@ def project(
     which feasibility is judged. Nothing moves if F ≤ H already. It aims at (1 - margin)·H: a sampled F scatters.
     Stops early once feasible and stationary (the Lagrangian's gradient is at most `tolerance`); otherwise, after
     `steps`, takes the nearest of the feasible points at which it measured, or the last point if there was none.
-    No coordinate moves by more than `lr` a step; the steps shrink to nothing along a cosine.
+    No coordinate moves by more than `lr` a step; over the second half of the steps that falls to nothing.
     """
     before = measure()
     if before <= bound:
@@ -63,7 +63,7 @@ def project(
         force = max(0.0, multiplier + penalty * value)  # of the augmented Lagrangian, by g
         slope = [a.detach() - a0 + force * p for a, a0, p in zip(alphas, start, pull, strict=True)]
         step = _newton_step(slope, pull, penalty if force else 0.0, curvature)
-        largest = lr * (0.5 * (1 + math.cos(math.pi * k / steps)) + 1e-3)
+        largest = lr * (min(1.0, 2 * (1 - k / steps)) + 1e-3)
         length = max(float(s.abs().max()) for s in step)
         step = [s * min(1.0, largest / max(length, 1e-30)) for s in step]
         curvature = max(curvature * (SLOWER if _dot(step, last_step) < 0 else FASTER), 1.0)

@@ -1,0 +1,13 @@
+"""What every test relies on: threads that do not spin, and torch's generators as they were at the start of a run."""
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: see rnas.cli
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)

@@ -1,0 +1,156 @@
+"""The command line: quick help, and one clear sentence with exit code 2 for every kind of bad input."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rnas.cli import main
+
+CELL = {
+    "normal": [["skip_connect", 0], ["skip_connect", 1]],
+    "normal_concat": [2],
+    "reduce": [["max_pool_3x3", 0], ["max_pool_3x3", 1]],
+    "reduce_concat": [2],
+}
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line that a refused command prints."""
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("rnas: ")
+    assert error.count("\n") == 1, "one sentence, no traceback"
+    return error
+
+
+def arrays(**changes: np.ndarray | None) -> dict[str, np.ndarray]:
+    """A small .npz's content, with some arrays changed or (None) left out."""
+    x, y = np.zeros((8, 8, 8, 3), np.uint8), np.array([0, 1] * 4)
+    every = {"x_train": x, "y_train": y, "x_test": x, "y_test": y, **changes}
+    return {name: value for name, value in every.items() if value is not None}
+
+
+@pytest.mark.parametrize("command", [[], ["run"], ["search"], ["train"], ["evaluate"], ["report"]])
+def test_help_is_quick_and_needs_no_torch(command: list[str]) -> None:
+    code = "import sys, rnas.cli\ntry: rnas.cli.main(sys.argv[1:])\nfinally: assert 'torch' not in sys.modules"
+    started = time.process_time()
+    done = subprocess.run([sys.executable, "-c", code, *command, "--help"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "usage: rnas" in done.stdout.casefold()
+    assert time.process_time() - started < 0.7
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"y_test": None},
+        {"x_train": np.zeros((8, 8, 8, 4), np.uint8)},
+        {"x_train": np.zeros((8, 8, 8, 3), np.float64)},
+        {"y_train": np.array([0, 2] * 4)},
+        {"y_train": np.array([0, 1])},
+        {"y_test": np.array([0.5] * 8)},
+    ],
+)
+def test_npz_that_is_no_data_set(changes: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez(tmp_path / "data.npz", **arrays(**changes))
+    out = tmp_path / "out"
+    error = refused(capsys, "search", "--data", str(tmp_path / "data.npz"), "--out", str(out))
+    assert "data.npz" in error
+    assert not out.exists(), "nothing is written"
+
+
+def test_missing_and_unreadable_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "out")
+    assert "nowhere.npz" in refused(capsys, "search", "--data", str(tmp_path / "nowhere.npz"), "--out", out)
+    (tmp_path / "text.npz").write_text("not a zip file")
+    assert "text.npz" in refused(capsys, "train", "ResNet18", "--data", str(tmp_path / "text.npz"), "--out", out)
+    assert "cifar10" in refused(capsys, "search", "--data", "cifar", "--out", out)
+    assert not Path(out).exists()
+
+
+def test_folders_with_an_empty_class_or_a_truncated_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for split in ("train", "test"):
+        for name in ("cats", "dogs"):
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(tmp_path / split / name / "1.png")
+    (tmp_path / "train" / "birds").mkdir()
+    out = str(tmp_path / "out")
+    assert "birds" in refused(capsys, "search", "--data", str(tmp_path), "--out", out)
+    (tmp_path / "train" / "birds").rmdir()
+    broken = tmp_path / "train" / "cats" / "2.png"
+    Image.effect_noise((64, 64), 50).save(broken)
+    broken.write_bytes(broken.read_bytes()[:200])
+    assert "2.png" in refused(capsys, "search", "--data", str(tmp_path), "--out", out, "--image-size", "8")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"normal": [["sep_conv_3", 0], ["skip_connect", 1]]}, "did you mean sep_conv_3x3"),
+        ({"normal": [["skip_connect", 0], ["skip_connect", 2]]}, "earlier nodes"),
+        ({"normal_concat": [1, 2]}, "concat"),
+        ({"reduce": []}, "reduce"),
+        ({"reduce_concat": None}, "reduce_concat"),
+    ],
+)
+def test_genotypes_that_are_none(change: dict, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "cell.json"
+    path.write_text(json.dumps({**CELL, **change}))
+    error = refused(capsys, "train", str(path), "--out", str(tmp_path / "out"))
+    assert said in error
+    assert "cell.json" in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["search", "--method", "rns"], "did you mean rnas"),
+        (["search", "--bound", "-1"], "H is 0 or more"),
+        (["search", "--bound", "tight"], "such as 0.5x"),
+        (["search", "--eps", "0"], "eps is 0"),
+        (["search", "--eps", "8"], "(0, 1]"),
+        (["search", "--channels", "0"], "channels is 0"),
+        (["search", "--epochs", "0"], "epochs is 0"),
+        (["search", "--epochs", "5", "--warmup", "5"], "warmup is 5 of 5"),
+        (["search", "--batch-size", "4096"], "smaller --batch-size"),
+        (["train", "RNAS-X"], "did you mean RNAS-"),
+        (["train", "DSRNA"], "DSRNA"),
+        (["train", "nowhere.json"], "nowhere.json"),
+        (["train", "RNAS-L", "--drop-path", "1"], "drop-path"),
+    ],
+)
+def test_settings_that_cannot_be(
+    arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert said in refused(capsys, *arguments, "--out", str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_attacks_get_the_nearest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    training = "train SqueezeNet --limit-per-class 4 --batch-size 32 --epochs 1 --standard".split()
+    main([*training, "--out", str(tmp_path)])
+    assert "pgd20" in refused(capsys, "evaluate", str(tmp_path), "--attacks", "pgd-20")
+    assert not (tmp_path / "evaluation.json").exists()
+
+
+def test_folders_that_hold_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "model.json" in refused(capsys, "evaluate", str(tmp_path))
+    assert "genotype.json" in refused(capsys, "train", str(tmp_path), "--out", str(tmp_path / "out"))
+    assert str(tmp_path) in refused(capsys, "report", str(tmp_path), "--out", str(tmp_path / "r.html"))
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_an_output_folder_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    out = str(tmp_path / "file" / "run")
+    assert "cannot write" in refused(capsys, "search", "--out", out, "--batch-size", "32", "--epochs", "2")
+    assert "is a file" in refused(capsys, "search", "--out", str(tmp_path / "file"), "--epochs", "2")

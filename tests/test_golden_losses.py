@@ -1,0 +1,55 @@
+"""The losses of the first steps of a search, recorded: a change that should change nothing must not change them."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from rnas.attacks import PGD
+from rnas.data import batches, load
+from rnas.methods.rnas import Rnas
+from rnas.nets.fast import FastSupernet
+from rnas.nets.supernet import Supernet
+from rnas.settings import Search, SearchSpace
+from rnas.steps import craft, reseed, weight_step
+
+GOLDEN = Path(__file__).parent / "golden" / "search_losses.json"
+
+
+def trace(network: type[Supernet]) -> dict[str, list[float]]:
+    """Five weight steps, five architecture steps and five values of F, in float64 on real digits."""
+    data = load("digits")
+    reseed(0)
+    net = network(SearchSpace(cells=3, channels=4), 10, *data.statistics()).double()
+    method = Rnas(net, PGD(eps=16 / 255, step=4 / 255, steps=2, random_start=False), Search(out=Path(), alpha_lr=0.01))
+    optimizer = torch.optim.SGD(net.thetas, 0.05, 0.9, weight_decay=3e-4)
+
+    def images() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for x, y in batches(data.train, 16, seed=0, augment=True):
+            yield x.double(), y
+
+    drawn = images()
+    losses: dict[str, list[float]] = {"weights": [], "architecture": [], "F": []}
+    for _ in range(5):
+        loss, _ = weight_step(net, net.thetas, optimizer, method.attack, *next(drawn), 5.0)
+        losses["weights"].append(loss.item())
+        loss, _ = method.arch_step(*next(drawn))
+        losses["architecture"].append(loss.item())
+        x, y = next(drawn)
+        with torch.no_grad():
+            losses["F"].append(method.vulnerability(x, craft(method.attack, net, x, y)).item())
+    return losses
+
+
+@pytest.mark.parametrize("network", [Supernet, FastSupernet])
+def test_the_losses_are_those_recorded(network: type[Supernet]) -> None:
+    """`python tests/test_golden_losses.py` records them anew, from the plain supernet: only for a change of method."""
+    recorded = json.loads(GOLDEN.read_text())
+    for name, values in trace(network).items():
+        assert values == pytest.approx(recorded[name], rel=1e-6), name
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text(json.dumps(trace(Supernet), indent=1) + "\n")

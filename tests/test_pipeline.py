@@ -1,0 +1,43 @@
+"""`rnas run`, whole, on real digits at a size of seconds: every file that DESIGN promises, and nothing done twice."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import rnas
+from rnas.cli import main
+from rnas.pipeline import plan
+from rnas.settings import Run, Source
+
+SMALL = (
+    "run --channels 4 --cells 2 --search-epochs 2 --train-epochs 1 --batch-size 64 --limit 40 --limit-per-class 30 "
+    "--attacks fgsm pgd2"
+).split()
+
+
+def test_the_whole_pipeline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main([*SMALL, "--out", str(tmp_path)])
+    for name in ("search/genotype.json", "search/alphas.npz", "train/model.safetensors", "train/evaluation.json"):
+        assert (tmp_path / name).exists(), name
+    for name in ("train/masks.npz", "train-standard/evaluation.json", "model.onnx", "report.html", "settings.json"):
+        assert (tmp_path / name).exists(), name
+    assert "report.html" in capsys.readouterr().out
+    evaluation = json.loads((tmp_path / "train" / "evaluation.json").read_text())
+    assert set(evaluation["attacks"]) == {"fgsm", "pgd2"}
+    assert rnas.load(tmp_path).training is False
+
+    stamps = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.name in ("genotype.json", "model.safetensors")}
+    main([*SMALL, "--out", str(tmp_path), "--resume"])
+    assert {p: p.stat().st_mtime_ns for p in stamps} == stamps, "what is finished is not done again"
+    with pytest.raises(SystemExit):
+        main([*SMALL, "--out", str(tmp_path)])
+
+
+def test_budgets() -> None:
+    paper = plan(Run(source=Source(data="cifar10"), budget="paper"))
+    assert (paper.search.epochs, paper.search.batch_size, paper.search.space.cells) == (60, 128, 8)
+    assert (paper.train.epochs, paper.train.cells, paper.train.channels, paper.train.lr) == (600, 20, 36, 0.1)
+    assert "aa" in paper.evaluate.attacks
+    assert plan(Run(source=Source(data="digits"))).search.space.channels == 8
+    assert plan(Run(source=Source(data="own/"), channels=12)).train.channels == 12

@@ -1,0 +1,81 @@
+"""The projection (Eq. 9) where the nearest point is known in closed form."""
+
+import math
+
+import pytest
+import torch
+
+from rnas.methods.projection import project
+
+
+def start(seed: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(14, 8, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(2)]
+
+
+def norm(tensors: list[torch.Tensor]) -> float:
+    return math.sqrt(sum(float((t.detach() ** 2).sum()) for t in tensors))
+
+
+def worst(alphas: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
+    return max(float((a.detach() - e).abs().max()) for a, e in zip(alphas, expected, strict=True))
+
+
+@pytest.mark.parametrize("radius", [0.5, 5.0, 20.0])
+def test_onto_a_ball(radius: float) -> None:
+    """F(α) = ‖α − c‖² ≤ r²: the nearest point lies on the straight line to the centre."""
+    alphas, centre = start(0), [c.detach() for c in start(1)]
+    away = [a.detach() - c for a, c in zip(alphas, centre, strict=True)]
+    expected = [c + d * radius / norm(away) for c, d in zip(centre, away, strict=True)]
+
+    def f() -> torch.Tensor:
+        return sum(((a - c) ** 2).sum() for a, c in zip(alphas, centre, strict=True))
+
+    result = project(alphas, f, lambda: f().item(), radius**2, steps=600)
+    assert worst(alphas, expected) < 1e-3
+    assert result.after <= radius**2
+    assert result.distance == pytest.approx(norm(away) - radius, abs=1e-2)
+    # Stationarity, α_p − α + λ∇g = 0 with ∇g = 2(α_p − c)/H, fixes the multiplier.
+    assert result.multiplier == pytest.approx(
+        (norm(away) / radius - 1) * radius**2 / (2 * radius**2) * radius**2, rel=0.05
+    )
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-5])
+def test_onto_a_half_space(scale: float) -> None:
+    """F linear, whatever its units: α moves against the slope, just as far as it must."""
+    alphas, slope = start(2), [s.detach().abs() * scale for s in start(3)]
+
+    def f() -> torch.Tensor:
+        return sum((a * s).sum() for a, s in zip(alphas, slope, strict=True)) + 50 * scale
+
+    before = f().item()
+    bound = before - 3 * scale
+    expected = [a.detach() - (before - bound) / norm(slope) ** 2 * s for a, s in zip(alphas, slope, strict=True)]
+    result = project(alphas, f, lambda: f().item(), bound, steps=400)
+    assert worst(alphas, expected) < 1e-3
+    assert result.after <= bound
+    assert result.steps < 400, "it stops early when feasible and stationary"
+
+
+def test_is_the_identity_when_feasible() -> None:
+    alphas = start(4)
+    before = [a.detach().clone() for a in alphas]
+
+    def f() -> torch.Tensor:
+        raise AssertionError("nothing to differentiate")
+
+    result = project(alphas, f, lambda: 1.0, 1.0, steps=10)
+    assert all(torch.equal(a, b) for a, b in zip(alphas, before, strict=True))
+    assert (result.distance, result.multiplier, result.steps) == (0.0, 0.0, 0)
+
+
+def test_a_bound_of_zero_goes_as_far_as_it_can() -> None:
+    """H = 0 uses g = F: F falls to (nearly) nothing where that is possible."""
+    alphas = [torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)]
+
+    def f() -> torch.Tensor:
+        return (alphas[0] ** 2).sum()
+
+    result = project(alphas, f, lambda: f().item(), 0.0, steps=400)
+    assert result.after < 1e-3

@@ -1,0 +1,125 @@
+"""Training and evaluation of target networks on real digits, and what their folders hold."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+from torch import nn
+
+import rnas
+from rnas.data import load
+from rnas.errors import RnasError
+from rnas.evaluation import evaluate_run, wilson
+from rnas.runs import read_log
+from rnas.settings import Evaluate, Perturbation, Source, Train
+from rnas.train import fit, train
+
+SMALL = Train(
+    arch="RNAS-L",
+    out=Path("unused"),
+    source=Source(data="digits", limit_per_class=16),
+    perturbation=Perturbation(attack_steps=2),
+    cells=3,
+    channels=4,
+    epochs=2,
+    batch_size=32,
+)
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return rnas.load(folder).state_dict()
+
+
+def test_a_trained_network_comes_back_as_it_was(tmp_path: Path) -> None:
+    net = train(replace(SMALL, out=tmp_path))
+    loaded = rnas.load(tmp_path)
+    x = torch.rand(3, 3, 16, 16)
+    assert not loaded.training
+    assert torch.equal(net(x), loaded(x))
+    meta = json.loads((tmp_path / "model.json").read_text())
+    assert meta["arch"] == "RNAS-L"
+    assert meta["classes"] == [str(k) for k in range(10)]
+    assert meta["parameters"] == sum(p.numel() for p in net.parameters())
+
+
+@pytest.mark.parametrize("change", [{"standard": True}, {"loss": "trades"}, {"arch": "ShuffleNetV2"}])
+def test_other_ways_to_train(change: dict, tmp_path: Path) -> None:
+    train(replace(SMALL, out=tmp_path, **change))
+    events = read_log(tmp_path)
+    assert [e["epoch"] for e in events] == [1, 2]
+    assert all(np.isfinite(e["loss"]) for e in events)
+    kind = "clean_accuracy" if change.get("standard") else "adversarial_accuracy"
+    assert 0 <= events[-1]["train"][kind] <= 1
+
+
+def test_any_module_can_be_fitted(tmp_path: Path) -> None:
+    """`fit` takes a module of one's own; training changes its weights and leaves it in eval mode."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 10))
+    before = net[1].weight.detach().clone()
+    fit(net, load("digits"), replace(SMALL, out=tmp_path, standard=True, batch_size=128, lr=0.05, epochs=3))
+    assert not torch.equal(net[1].weight, before)
+    assert not net.training
+    assert read_log(tmp_path)[-1]["train"]["clean_accuracy"] > 0.7
+
+
+def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
+    settings = replace(SMALL, epochs=4)
+    train(replace(settings, out=tmp_path / "whole"))
+    arguments = (
+        "train RNAS-L --data digits --limit-per-class 16 --attack-steps 2 --cells 3 --channels 4 --epochs 4 "
+        "--batch-size 32 --resume"
+    ).split()
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    command = [sys.executable, "-m", "rnas", *arguments, "--out", str(tmp_path / "killed")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
+    log, deadline = tmp_path / "killed" / "log.jsonl", time.monotonic() + 240
+    while not (log.exists() and log.read_text().count("\n")) and time.monotonic() < deadline:
+        assert process.poll() is None, "the training ended before it could be killed"
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed" / "model.json").exists()
+    train(replace(settings, out=tmp_path / "killed", resume=True))
+    whole, killed = weights_of(tmp_path / "whole"), weights_of(tmp_path / "killed")
+    assert all(torch.equal(whole[name], killed[name]) for name in whole)
+
+
+def test_evaluation_files_agree_with_each_other(tmp_path: Path) -> None:
+    train(replace(SMALL, out=tmp_path, standard=True))
+    result = evaluate_run(Evaluate(run=tmp_path, attacks=("fgsm", "pgd3"), limit=50))
+    summary = json.loads((tmp_path / "evaluation.json").read_text())
+    with np.load(tmp_path / "masks.npz") as masks:
+        assert summary["clean"]["accuracy"] == masks["clean"].mean()
+        assert summary["attacks"]["pgd3"]["accuracy"] == masks["pgd3"].mean() <= masks["clean"].mean()
+        assert summary["union"]["accuracy"] == (masks["clean"] & masks["fgsm"] & masks["pgd3"]).mean()
+    assert (summary["n"], summary["dataset"], summary["eps"]) == (50, "digits", pytest.approx(16 / 255))
+    assert result.robust("fgsm") == summary["attacks"]["fgsm"]["accuracy"]
+    assert not (tmp_path / "evaluation.partial").exists()
+    again = evaluate_run(Evaluate(run=tmp_path, attacks=("fgsm", "pgd3"), limit=50))
+    assert all(np.array_equal(again.masks[name], mask) for name, mask in result.masks.items())
+
+
+def test_evaluation_refuses_other_images(tmp_path: Path) -> None:
+    train(replace(SMALL, out=tmp_path / "run", epochs=1, standard=True))
+    x, y = np.zeros((4, 16, 16, 3), np.uint8), np.array([0, 1, 0, 1])
+    np.savez(tmp_path / "two.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    with pytest.raises(RnasError, match="other classes"):
+        evaluate_run(Evaluate(run=tmp_path / "run", data=str(tmp_path / "two.npz")))
+
+
+@given(st.integers(1, 5000), st.data())
+def test_wilson_is_scipys(n: int, data: st.DataObject) -> None:
+    k = data.draw(st.integers(0, n))
+    expected = binomtest(k, n).proportion_ci(method="wilson")
+    assert wilson(k, n) == pytest.approx((expected.low, expected.high), abs=1e-9)
