@@ -21,7 +21,7 @@ from rnas.settings import Bound, Perturbation, Search, SearchSpace, Source
 
 SMALL = Search(
     out=Path("unused"),
-    source=Source(data="digits", limit_per_class=20),
+    source=Source(data="digits", limit_per_class=14),
     space=SearchSpace(cells=2, channels=4, nodes=2),
     perturbation=Perturbation(attack_steps=2),
     epochs=3,
@@ -113,7 +113,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     """SIGKILL while an epoch is under way; the rest of the run is the same bit for bit."""
     search(replace(SMALL, out=tmp_path / "whole", bound="0.5x", projection_steps=5))
     arguments = (
-        "--data digits --limit-per-class 20 --cells 2 --channels 4 --nodes 2 --attack-steps 2 --epochs 3 --warmup 1 "
+        "--data digits --limit-per-class 14 --cells 2 --channels 4 --nodes 2 --attack-steps 2 --epochs 3 --warmup 1 "
         "--batch-size 32 --lr 0.05 --alpha-lr 0.01 --monitor 64 --bound 0.5x --projection-steps 5 --resume"
     ).split()
     command = [sys.executable, "-m", "rnas", "search", *arguments, "--out", str(tmp_path / "killed")]

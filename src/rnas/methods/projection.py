@@ -57,7 +57,7 @@ def project(
     checks = max(2 * ROUND, steps // 4)
     for k in range(1, steps + 1):
         g = (vulnerability() - target) / scale
-        pull = torch.autograd.grad(g, alphas)  # ∇g
+        pull = torch.autograd.grad(g, alphas, allow_unused=True, materialize_grads=True)  # ∇g
         value = g.item()
         penalty = stiffness / max(_dot(pull, pull), 1e-30)
         force = max(0.0, multiplier + penalty * value)  # of the augmented Lagrangian, by g
