@@ -5,8 +5,8 @@
 The transcriptions below do what the papers say, on the module as it is given: APGD and FAB keep all images that a run
 starts with in its inner loop until the run ends. Both sides draw the same random numbers and run at the same time, each
 in a process with one thread; CPU seconds are compared. As in the original code, FAB's plain backward pass computes the
-weights' gradients too. The networks are trained adversarially, but lightly: enough that
-some images hold. Writes benchmarks/results/attacks.json.
+weights' gradients too. The networks are trained adversarially, but lightly: enough that some images hold. Writes
+benchmarks/results/attacks.json.
 """
 
 from __future__ import annotations
@@ -307,7 +307,6 @@ def main() -> None:
     x = dataset.test.images[: arguments.images].float() / 255
     y = dataset.test.labels[: arguments.images]
     file = Path(__file__).parent / "results" / "attacks.json"
-    results = json.loads(file.read_text()) if file.exists() else {}
     for name in arguments.networks:
         description, make = NETWORKS[name]
         torch.manual_seed(0)
@@ -315,6 +314,7 @@ def main() -> None:
         train(model, dataset.train, eps / 2, arguments.train_steps)
         print(name, description, flush=True)
         outcome = measure(model, x, y, eps, arguments.batch_size)
+        results = json.loads(file.read_text()) if file.exists() else {}
         results[name] = outcome | {
             "network": description,
             "training": f"{arguments.train_steps} batches of 64 against PGD-2 at half the radius",

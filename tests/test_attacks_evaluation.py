@@ -98,6 +98,18 @@ def test_each_attack_of_autoattack_sees_only_what_the_ones_before_left() -> None
     assert all(total == left for (_, _, left), (_, total, _) in itertools.pairwise(seen))
 
 
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_callers_may_have_gradients_off(context: type[torch.no_grad]) -> None:
+    net, x, y = fitted()
+    names = ["fgsm", "pgd3", "pgd3-any", "cw-l2", "aa"]
+    expected = run_attacks(net, x, y, names, eps=EPS).masks
+    with context():
+        masks = run_attacks(net, x, y, names, eps=EPS).masks
+        x_adv = AutoAttack(eps=EPS, seed=0)(net, x, y)
+    assert all(np.array_equal(masks[name], expected[name]) for name in names)
+    assert np.array_equal((net(x_adv).argmax(1) == y).numpy(), expected["aa"])
+
+
 def test_any_iterate_is_at_least_as_strong_as_the_last() -> None:
     net, x, y = fitted()
     masks = run_attacks(net, x, y, ["pgd5", "pgd5-any"], eps=EPS).masks

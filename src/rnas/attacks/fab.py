@@ -137,7 +137,7 @@ def _forward(net: Model, x1: Tensor, y: Tensor, target: Tensor) -> tuple[Tensor,
 
 def _linearised(leaf: Tensor, difference: Tensor) -> tuple[Tensor, Tensor]:
     """The boundary as seen from `leaf`: `difference` (B,), detached, and its gradient (B,C,H,W)."""
-    (w,) = torch.autograd.grad(difference.sum(), leaf)
+    (w,) = torch.autograd.grad(difference, leaf, torch.ones_like(difference))
     return difference.detach(), w
 
 
