@@ -13,7 +13,7 @@ import tyro
 import rnas
 from rnas.console import Console
 from rnas.errors import RnasError
-from rnas.settings import Compare, Data, Evaluate, Export, Report, Run, Search, Train, Zoo
+from rnas.settings import Compare, Data, Distortion, Evaluate, Export, Report, Run, Search, Train, Zoo
 
 # Threads that wait by spinning slow each other down without bound where other programs share the cores (measured: a
 # training step 40 times slower beside busy neighbours). OpenMP reads this when torch is imported.
@@ -25,6 +25,7 @@ Command = (
     | Annotated[Search, _Sub("search")]
     | Annotated[Train, _Sub("train")]
     | Annotated[Evaluate, _Sub("evaluate")]
+    | Annotated[Distortion, _Sub("distortion")]
     | Annotated[Report, _Sub("report")]
     | Annotated[Compare, _Sub("compare")]
     | Annotated[Data, _Sub("data")]
@@ -75,6 +76,12 @@ def _run(command: Any) -> None:
             from rnas.evaluation import evaluate_run
 
             evaluate_run(command, Console())
+        case Distortion():
+            from rnas.distortion import distortion
+            from rnas.report.distortion import draw_distortion
+
+            for path in draw_distortion(distortion(command, Console()), command.out):
+                print(f"wrote {path}")
         case Report():
             from rnas.report import write_report
 

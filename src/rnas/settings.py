@@ -276,6 +276,45 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
+class Distortion:
+    """Measure how far an attack moves the features of every layer (Fig. 3), and draw feature maps (Fig. 2)."""
+
+    networks: Positional[tuple[str, ...]]
+    """Folders of training runs, or architectures (untrained): a zoo name, a genotype.json, the folder of a search."""
+    out: Path
+    """Folder for distortion.json, features.npz and the figures."""
+    data: str | None = None
+    """Images, as for the other commands; by default those that the run was trained on. Test images are used."""
+    data_root: Path | None = None
+    """Where the named data sets lie or are downloaded to."""
+    layers: tuple[str, ...] | None = None
+    """Layers to measure; by default VGG16's convolutions, ResNet18's blocks, the cells of cell networks."""
+    eps: Size | None = None
+    """Radius ε; by default 8/255, and 16/255 for digits."""
+    attack_steps: int = 20
+    """Steps of PGD, of size ε/4."""
+    limit: int = 256
+    """Measure on the first N test images."""
+    channels_shown: int = 8
+    """Channels of a layer whose feature maps are drawn: those that vary most."""
+    reduction: Reduction = "mean"
+    """KL over the positions of a channel: mean (divided by H·W) or sum (nats)."""
+    features: Features = "raw"
+    """Features as they are, or brought to zero mean and unit variance per channel."""
+    cells: int = 20
+    """Cells of an untrained cell network."""
+    channels: int = 36
+    """Channels C of an untrained cell network."""
+    batch_size: int = 64
+    seed: int = 0
+    device: Device = "auto"
+
+    def __post_init__(self) -> None:
+        _check_eps(self.eps)
+        _at_least(self, 1, "attack_steps", "limit", "channels_shown", "cells", "channels", "batch_size")
+
+
+@dataclass(frozen=True)
 class Report:
     """Put one or more runs on one self-contained HTML page."""
 

@@ -11,11 +11,11 @@ import functools
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 from rnas.genotype import Cell, Genotype
-from rnas.report.drawing import Box, Dot, Drawing, Line, Point, Shape, Text
+from rnas.report.drawing import Box, Dot, Drawing, Line, Point, Text, moved
 from rnas.report.spread import spread
 
 # what it is, which state it belongs to, which of its operations or which layer
@@ -265,7 +265,7 @@ def cells_drawing(genotype: Genotype, title: str | None = None) -> Drawing:
     for kind, part in parts:
         out.shapes.append(Text(16, y + 10, TITLES[kind], 14, "soft", bold=True))
         y += 22
-        out.shapes.extend(_moved(shape, 16, y) for shape in part.shapes)
+        out.shapes.extend(moved(shape, 16, y) for shape in part.shapes)
         y += part.height + 14
     out.height = y
     return out
@@ -274,10 +274,3 @@ def cells_drawing(genotype: Genotype, title: str | None = None) -> Drawing:
 def draw_cells(genotype: Genotype, title: str | None = None) -> str:
     """Both cells as an SVG file's text, which turns dark where the reader prefers it."""
     return cells_drawing(genotype, title).svg(standalone=True)
-
-
-def _moved(shape: Shape, dx: float, dy: float) -> Shape:
-    if isinstance(shape, Line):
-        steps = tuple(tuple((x + dx, y + dy) for x, y in step) for step in shape.steps)
-        return replace(shape, start=(shape.start[0] + dx, shape.start[1] + dy), steps=steps)
-    return replace(shape, x=shape.x + dx, y=shape.y + dy)

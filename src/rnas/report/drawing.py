@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html import escape
 from pathlib import Path as FilePath
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from rnas.errors import RnasError
 from rnas.files import replacing, write_text
@@ -70,7 +75,18 @@ class Text:
     italic: bool = False
 
 
-Shape = Line | Box | Dot | Text
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """An image of `pixels` (H,W,3), uint8, every pixel a sharp square."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    pixels: NDArray[np.uint8]
+
+
+Shape = Line | Box | Dot | Text | Picture
 
 
 def polyline(points: Sequence[Point], **style: Any) -> Line:
@@ -139,10 +155,10 @@ class Drawing:
         figure = Figure((self.width / 100, self.height / 100), dpi=200)
         FigureCanvasAgg(figure)
         axes = figure.add_axes((0, 0, 1, 1))
-        axes.set(xlim=(0, self.width), ylim=(self.height, 0))
         axes.axis("off")
         for z, shape in enumerate(self.shapes):
             _to_axes(shape, axes, z + 1)
+        axes.set(xlim=(0, self.width), ylim=(self.height, 0))  # pictures move them
         kind = path.suffix[1:]
         # without dates, the same drawing is the same file
         metadata = {"CreationDate": None} if kind == "pdf" else {}
@@ -150,8 +166,39 @@ class Drawing:
             figure.savefig(temporary, format=kind, facecolor=theme.light("page"), metadata=metadata)
 
 
+def moved(shape: Shape, dx: float, dy: float) -> Shape:
+    """The same shape elsewhere."""
+    if isinstance(shape, Line):
+        steps = tuple(tuple((x + dx, y + dy) for x, y in step) for step in shape.steps)
+        return replace(shape, start=(shape.start[0] + dx, shape.start[1] + dy), steps=steps)
+    return replace(shape, x=shape.x + dx, y=shape.y + dy)
+
+
+def arranged(drawings: Sequence[Drawing], columns: int, title: str) -> Drawing:
+    """Drawings under their titles, row by row in `columns` columns."""
+    wide, head, gap = max(d.width for d in drawings), 26.0, 14.0
+    out = Drawing(columns * (wide + gap) - gap, 0.0, title, " ".join(f"{d.title}: {d.description}" for d in drawings))
+    for start in range(0, len(drawings), columns):
+        row = drawings[start : start + columns]
+        for i, drawing in enumerate(row):
+            x = i * (wide + gap)
+            out.shapes.append(Text(x + 8, out.height + 17, drawing.title, 13, bold=True))
+            out.shapes.extend(moved(shape, x, out.height + head) for shape in drawing.shapes)
+        out.height += head + max(d.height for d in row) + gap
+    return out
+
+
+def png(pixels: NDArray[np.uint8]) -> bytes:
+    """`pixels` (H,W,3) as the content of a PNG file."""
+    from PIL import Image
+
+    data = io.BytesIO()
+    Image.fromarray(pixels).save(data, "PNG", optimize=True)
+    return data.getvalue()
+
+
 def _roles(shapes: Sequence[Shape]) -> set[str]:
-    return {role for s in shapes for role in (s.fill, getattr(s, "stroke", None)) if role is not None}
+    return {role for s in shapes for role in (getattr(s, "fill", None), getattr(s, "stroke", None)) if role is not None}
 
 
 def _n(value: float) -> str:
@@ -186,6 +233,11 @@ def _svg(shape: Shape) -> str:
             where = f'x="{_n(x)}" y="{_n(y)}" font-size="{_n(size)}"'
             side = "" if anchor == "start" else f' text-anchor="{anchor}"'
             return f"<text {where}{side}{_paint(fill, None, 0)}{style}>{_runs(text, size)}</text>"
+        case Picture(x, y, width, height, pixels):
+            place = f'x="{_n(x)}" y="{_n(y)}" width="{_n(width)}" height="{_n(height)}"'
+            source = "data:image/png;base64," + base64.b64encode(png(pixels)).decode()
+            sharp = 'preserveAspectRatio="none" style="image-rendering:pixelated"'
+            return f'<image {place} {sharp} href="{source}"/>'
 
 
 def _runs(text: str, size: float) -> str:
@@ -241,3 +293,5 @@ def _to_axes(shape: Shape, axes: Any, z: int) -> None:
                 fontstyle="italic" if italic else "normal",
                 zorder=z,
             )
+        case Picture(x, y, width, height, pixels):
+            axes.imshow(pixels, extent=(x, x + width, y + height, y), interpolation="nearest", aspect="auto", zorder=z)

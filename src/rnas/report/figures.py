@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -15,7 +14,7 @@ from rnas.genotype import Cell
 from rnas.report import theme
 from rnas.report.cells import pretty, state_name
 from rnas.report.charts import Bubble, Format, Mark, Series, bubble_chart, dot_chart, line_chart, percent, short
-from rnas.report.drawing import Drawing, Text, polyline
+from rnas.report.drawing import Drawing, Text, png, polyline
 from rnas.report.html import Html, el, join
 from rnas.report.read import Examples, NetworkPart, Record, SearchPart
 from rnas.report.tables import attacks_of, entry
@@ -219,13 +218,14 @@ def accuracy_chart(networks: Sequence[NetworkPart]) -> Html:
         for i, part in enumerate(networks)
     )
     chart = dot_chart(rows, title=title, description=described, span=(0.0, 1.0), width=400, values=True)
-    return el("figure", _network_legend(enumerate(networks)) if len(networks) > 1 else None, Html(chart.svg()))
+    keys = ((part.name, theme.series(i)) for i, part in enumerate(networks))
+    return el("figure", _legend(keys) if len(networks) > 1 else None, Html(chart.svg()))
 
 
-def _network_legend(networks: Iterable[tuple[int, NetworkPart]]) -> Html:
+def _legend(networks: Iterable[tuple[str, str]]) -> Html:
+    """Names beside their colours."""
     keys = (
-        el("li", el("span", style=f"border-color:var(--{theme.series(i)})", aria_hidden="true"), part.name)
-        for i, part in networks
+        el("li", el("span", style=f"border-color:var(--{role})", aria_hidden="true"), name) for name, role in networks
     )
     return el("ul", *keys, class_="legend")
 
@@ -291,30 +291,40 @@ def training_charts(networks: Sequence[NetworkPart]) -> list[Html]:
     return charts
 
 
-def distortion_chart(networks: Sequence[NetworkPart]) -> Html | None:
-    """Distortion by layer (Fig. 3), networks together where they have the same layers."""
-    having = [(i, part, part.distortion) for i, part in enumerate(networks) if part.distortion]
-    if not having:
-        return None
-    charts = []
-    groups: dict[tuple[str, ...], list[tuple[int, NetworkPart, Record]]] = {}
-    for i, part, distortion in having:
-        groups.setdefault(tuple(map(str, distortion["layers"])), []).append((i, part, distortion))
+Distorted = tuple[str, str, Record]
+"""A network's name, its colour, and its distortion.json."""
+
+
+def distortion_drawings(networks: Sequence[Distorted]) -> list[tuple[Drawing, list[Distorted]]]:
+    """Distortion by layer (Fig. 3), networks together where they have the same layers; with each drawing its
+    networks. What has no distortion at all is not drawn."""
+    groups: dict[tuple[str, ...], list[Distorted]] = {}
+    for network in networks:
+        groups.setdefault(tuple(map(str, network[2]["layers"])), []).append(network)
+    drawings = []
     for layers, members in groups.items():
         rows = [
-            (layer, [Mark(float(d["vulnerability"][k]), theme.series(i)) for i, _, d in members])
+            (layer, [Mark(float(d["vulnerability"][k]), role) for _, role, d in members])
             for k, layer in enumerate(layers)
         ]
-        names = ", ".join(part.name for _, part, _ in members)
-        described = "From the first layer to the last: " + "; ".join(
-            f"{part.name} " + ", ".join(short(float(v)) for v in d["vulnerability"]) for _, part, d in members
-        )
         if all(m.value <= 0 for _, marks in rows for m in marks):
             continue
-        title = f"Distortion by layer of {names}"
-        chart = dot_chart(rows, title=title, description=described + ".", form=short, log=True, join=True)
-        legend = _network_legend((i, part) for i, part, _ in members)
-        charts.append(el("figure", legend, Html(chart.svg())))
+        title = f"Distortion by layer of {', '.join(name for name, _, _ in members)}"
+        described = "From the first layer to the last: " + "; ".join(
+            f"{name} " + ", ".join(short(float(v)) for v in d["vulnerability"]) for name, _, d in members
+        )
+        drawing = dot_chart(rows, title=title, description=described + ".", form=short, log=True, join=True)
+        drawings.append((drawing, members))
+    return drawings
+
+
+def distortion_chart(networks: Sequence[NetworkPart]) -> Html | None:
+    """Distortion by layer (Fig. 3), networks together where they have the same layers."""
+    having = [(part.name, theme.series(i), part.distortion) for i, part in enumerate(networks) if part.distortion]
+    charts = [
+        el("figure", _legend((name, role) for name, role, _ in members), Html(drawing.svg()))
+        for drawing, members in distortion_drawings(having)
+    ]
     return el("div", *charts, class_="grid") if charts else None
 
 
@@ -386,9 +396,6 @@ def example_figures(part: NetworkPart, examples: Examples, most: int = 12) -> Ht
 
 def _image(pixels: NDArray[np.float64], description: str) -> Html:
     """`pixels` (H,W,3) in [0,1] as an image inside the page."""
-    from PIL import Image
-
-    data = io.BytesIO()
-    Image.fromarray(np.rint(255 * np.clip(pixels, 0, 1)).astype(np.uint8)).save(data, "PNG", optimize=True)
-    source = "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
+    data = png(np.rint(255 * np.clip(pixels, 0, 1)).astype(np.uint8))
+    source = "data:image/png;base64," + base64.b64encode(data).decode()
     return el("img", src=source, alt=description, width=pixels.shape[1], height=pixels.shape[0])

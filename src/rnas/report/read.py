@@ -179,7 +179,7 @@ def _search(name: str, folder: Path) -> SearchPart:
         genotype = Genotype.load(path)
     elif common["epochs"] and common["epochs"][-1].get("genotype") is not None:
         genotype = Genotype.from_json(common["epochs"][-1]["genotype"], str(folder / LOG))
-    arrays = _arrays(folder / "alphas.npz")
+    arrays = read_arrays(folder / "alphas.npz")
     operations: tuple[str, ...] = ()
     alphas: dict[str, NDArray[np.float64]] = {}
     if arrays:
@@ -213,7 +213,7 @@ def _network(name: str, folder: Path) -> NetworkPart:
     evaluation = _object(folder / "evaluation.json") or None
     if evaluation is not None:
         check_evaluation(evaluation, folder / "evaluation.json")
-    masks = _arrays(folder / "masks.npz")
+    masks = read_arrays(folder / "masks.npz")
     labels = masks.pop("labels", None)
     for key, mask in masks.items():
         if mask.dtype != np.bool_ or mask.ndim != 1 or len(mask) != len(next(iter(masks.values()))):
@@ -230,7 +230,7 @@ def _network(name: str, folder: Path) -> NetworkPart:
         masks=masks,
         labels=labels,
         examples=_examples(folder / "examples.npz"),
-        distortion=_distortion(folder / "distortion.json"),
+        distortion=read_distortion(folder / "distortion.json"),
     )
 
 
@@ -259,7 +259,7 @@ def check_evaluation(evaluation: Record, path: Path) -> None:
         raise RnasError(f"{path} is damaged: expected a list of warnings")
 
 
-def _arrays(path: Path) -> dict[str, NDArray[Any]]:
+def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     """The arrays of an .npz file, or none if there is no such file. Nothing is unpickled."""
     if not path.exists():
         return {}
@@ -271,7 +271,7 @@ def _arrays(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def _examples(path: Path) -> Examples | None:
-    arrays = _arrays(path)
+    arrays = read_arrays(path)
     if not arrays:
         return None
     names = ("clean", "adversarial", "label", "clean_prediction", "adversarial_prediction")
@@ -296,7 +296,8 @@ def _examples(path: Path) -> Examples | None:
     )
 
 
-def _distortion(path: Path) -> Record | None:
+def read_distortion(path: Path) -> Record | None:
+    """A distortion.json, or None if there is no such file. RnasError if it is damaged."""
     value = _object(path)
     if not value:
         return None
