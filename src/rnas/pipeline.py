@@ -58,9 +58,10 @@ def run(settings: Run, console: Console | None = None) -> Path:
 BUDGETS: dict[str, dict[str, dict[str, Any]]] = {
     "demo": {  # digits at 16x16: what a few minutes of two cores can do
         "space": {"cells": 3, "channels": 8},
+        "attack": {"attack_steps": 5},
         "search": {
             "bound": "0.5x",
-            "epochs": 6,
+            "epochs": 5,
             "warmup": 3,
             "batch_size": 64,
             "lr": 0.05,
@@ -74,11 +75,12 @@ BUDGETS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "small": {  # own images on a CPU
         "space": {"cells": 5, "channels": 8},
+        "attack": {},
         "search": {"bound": "0.5x", "epochs": 8, "batch_size": 64, "lr": 0.025, "alpha_lr": 3e-3, "projection_lr": 0.4},
         "train": {"cells": 5, "channels": 16, "epochs": 20, "batch_size": 64, "drop_path": 0.0},
         "evaluate": {"attacks": ("fgsm", "pgd20", "cw"), "limit": 1000},
     },
-    "paper": {"space": {}, "search": {}, "train": {}, "evaluate": {"attacks": (*PAPER_ATTACKS, "aa")}},
+    "paper": {"space": {}, "attack": {}, "search": {}, "train": {}, "evaluate": {"attacks": (*PAPER_ATTACKS, "aa")}},
 }
 
 
@@ -100,12 +102,13 @@ def plan(settings: Run) -> Budget:
     override("train", epochs=settings.train_epochs, batch_size=settings.batch_size)
     override("evaluate", attacks=settings.attacks, limit=settings.limit)
 
-    out, perturbation = settings.out, Perturbation(eps=settings.eps)
+    out, training = settings.out, Perturbation(eps=settings.eps)
+    searching = replace(training, **changes["attack"])
     shared: dict[str, Any] = {"seed": settings.seed, "device": settings.device, "resume": True}
-    made: dict[str, Any] = {**shared, "source": settings.source, "perturbation": perturbation}
+    made: dict[str, Any] = {**shared, "source": settings.source}
     space = SearchSpace(**changes["space"])
     return Budget(
-        Search(out=out / "search", space=space, **made, **changes["search"]),
-        Train(arch=str(out / "search"), out=out / "train", **made, **changes["train"]),
+        Search(out=out / "search", space=space, perturbation=searching, **made, **changes["search"]),
+        Train(arch=str(out / "search"), out=out / "train", perturbation=training, **made, **changes["train"]),
         Evaluate(run=out / "train", eps=settings.eps, **shared, **changes["evaluate"]),
     )
