@@ -16,6 +16,7 @@ from rnas.attacks.norms import project, steepest
 from rnas.data import Dataset, load
 from rnas.errors import RnasError
 from rnas.frozen import frozen
+from rnas.nets.fast_kernels import arranged_for
 from rnas.settings import Perturbation, Source
 
 
@@ -136,12 +137,12 @@ def weight_step(
     KL(clean ‖ adversarial) (Zhang et al. 2019, Eq. 5). Returns the loss and the logits (B,classes) it was taken on.
     """
     if trades_beta is None or attack is None:
-        x_adv = x if attack is None else craft(attack, net, x, y)
+        x_adv = arranged_for(net, x if attack is None else craft(attack, net, x, y))
         net.train()
         logits = net(x_adv)
         loss = F.cross_entropy(logits, y)
     else:
-        x_adv = craft_away(attack, net, x)
+        x, x_adv = arranged_for(net, x), arranged_for(net, craft_away(attack, net, x))
         net.train()
         clean, logits = net(x), net(x_adv)
         loss = F.cross_entropy(clean, y) + trades_beta * _divergence(logits, clean.log_softmax(1)).mean()
