@@ -2,8 +2,8 @@
 
     python benchmarks/attacks.py [--data SPEC] [--networks residual RNAS-L] [--images 128]
 
-The transcriptions below do what the papers say, on the module as it is given: APGD and FAB keep all images that a run
-starts with in its inner loop until the run ends. Both sides draw the same random numbers and run at the same time, each
+The transcriptions below do what the papers say, on the module as it is given: APGD and FAB keep all images that they
+start with in their inner loops until they end. Both sides draw the same random numbers and run at the same time, each
 in a process with one thread; CPU seconds are compared. As in the original code, FAB's plain backward pass computes the
 weights' gradients too. The networks are trained adversarially, but lightly: enough that some images hold. Writes
 benchmarks/results/attacks.json.
@@ -85,23 +85,18 @@ def plain_apgd_run(model: nn.Module, x: Tensor, y: Tensor, loss: Loss, start: Te
 
 
 def plain_apgd(model: nn.Module, x: Tensor, y: Tensor, attack: APGD) -> Mask:
-    """APGD-CE, or APGD-T: a run for each target on the images that still hold."""
+    """APGD-CE, or APGD-T: a run for each target."""
     holds = torch.ones(len(x), dtype=torch.bool)
     with torch.no_grad():
         logits = model(x)
     targets = ranked(logits, y, attack.targets) if attack.loss == "dlr-targeted" else y.unsqueeze(1)
     for rank, target in enumerate(targets.unbind(1)):
-        (at,) = holds.nonzero(as_tuple=True)
-        if len(at) == 0:
-            break
-        labels, goals = y[at], target[at]
-        loss: Loss = (
-            (lambda z, y=labels, t=goals: targeted_dlr(z, y, t))  # type: ignore[misc]
-            if attack.loss == "dlr-targeted"
-            else (lambda z, y=labels: cross_entropy(z, y))  # type: ignore[misc]
-        )
-        start = attack._start(x[at], f"{rank} 0")
-        holds[at] = plain_apgd_run(model, x[at], labels, loss, start, attack.eps, attack.steps)
+
+        def loss(logits: Tensor, target: Tensor = target) -> Tensor:
+            return targeted_dlr(logits, y, target) if attack.loss == "dlr-targeted" else cross_entropy(logits, y)
+
+        start = attack._start(x, f"{rank} 0")
+        holds &= plain_apgd_run(model, x, y, loss, start, attack.eps, attack.steps)
     return holds
 
 
@@ -125,35 +120,31 @@ def plain_projection(t: Tensor, w: Tensor, b: Tensor) -> Tensor:
 
 
 def plain_fab(model: nn.Module, x: Tensor, y: Tensor, attack: FAB) -> Mask:
-    """FAB-T in l_inf (Croce & Hein 2020): 100 iterations for each target on the images that still hold."""
+    """FAB-T in l_inf (Croce & Hein 2020): 100 iterations for each target."""
     holds = torch.ones(len(x), dtype=torch.bool)
     with torch.no_grad():
         targets = ranked(model(x), y, attack.targets)
     for target in targets.unbind(1):
-        (at,) = holds.nonzero(as_tuple=True)
-        if len(at) == 0:
-            break
-        x0, labels, goals = x[at], y[at], target[at]
-        x1, nearest = x0.clone(), torch.full((len(at),), torch.inf)
+        x1, nearest = x.clone(), torch.full((len(x),), torch.inf)
         for _ in range(attack.steps):
             x1 = x1.clone().requires_grad_()
             logits = model(x1)
-            difference = (logits.gather(1, goals[:, None]) - logits.gather(1, labels[:, None])).squeeze(1)
+            difference = (logits.gather(1, target[:, None]) - logits.gather(1, y[:, None])).squeeze(1)
             difference.sum().backward()  # as the original does: gradients of the weights too
             w, x1 = x1.grad, x1.detach()
             w2 = w.flatten(1)
             b = (w2 * x1.flatten(1)).sum(1) - difference.detach()
-            d = plain_projection(torch.cat([x1.flatten(1), x0.flatten(1)]), torch.cat([w2, w2]), torch.cat([b, b]))
+            d = plain_projection(torch.cat([x1.flatten(1), x.flatten(1)]), torch.cat([w2, w2]), torch.cat([b, b]))
             d1, d0 = (part.view(x1.shape) for part in d.chunk(2))
             r1, r0 = (part.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-8) for part in (d1, d0))
             alpha = (r1 / (r1 + r0)).clamp(max=attack.alpha_max)
-            x1 = ((1 - alpha) * (x1 + attack.eta * d1) + alpha * (x0 + attack.eta * d0)).clamp(0, 1)
+            x1 = ((1 - alpha) * (x1 + attack.eta * d1) + alpha * (x + attack.eta * d0)).clamp(0, 1)
             with torch.no_grad():
-                fooled = model(x1).argmax(1) != labels
-            gap = (x1 - x0).abs().amax((1, 2, 3))
+                fooled = model(x1).argmax(1) != y
+            gap = (x1 - x).abs().amax((1, 2, 3))
             nearest = torch.where(fooled & (gap < nearest), gap, nearest)
-            x1 = torch.where(fooled.view(-1, 1, 1, 1), x0 + attack.beta * (x1 - x0), x1)
-        holds[at] = nearest > attack.eps
+            x1 = torch.where(fooled.view(-1, 1, 1, 1), x + attack.beta * (x1 - x), x1)
+        holds &= nearest > attack.eps
     return holds
 
 
