@@ -13,7 +13,7 @@ import tyro
 import rnas
 from rnas.console import Console
 from rnas.errors import RnasError
-from rnas.settings import Compare, Data, Distortion, Evaluate, Export, Report, Run, Search, Train, Zoo
+from rnas.settings import Compare, Data, Distortion, Evaluate, Export, Report, Reproduce, Run, Search, Train, Zoo
 
 # Threads that wait by spinning slow each other down without bound where other programs share the cores (measured: a
 # training step 40 times slower beside busy neighbours). OpenMP reads this when torch is imported.
@@ -26,6 +26,7 @@ Command = (
     | Annotated[Train, _Sub("train")]
     | Annotated[Evaluate, _Sub("evaluate")]
     | Annotated[Distortion, _Sub("distortion")]
+    | Annotated[Reproduce, _Sub("reproduce")]
     | Annotated[Report, _Sub("report")]
     | Annotated[Compare, _Sub("compare")]
     | Annotated[Data, _Sub("data")]
@@ -82,6 +83,10 @@ def _run(command: Any) -> None:
 
             for path in draw_distortion(distortion(command, Console()), command.out):
                 print(f"wrote {path}")
+        case Reproduce():
+            from rnas.reproduce import reproduce
+
+            reproduce(command, Console())
         case Report():
             from rnas.report import write_report
 

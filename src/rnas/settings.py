@@ -314,6 +314,43 @@ class Distortion:
         _at_least(self, 1, "attack_steps", "limit", "channels_shown", "cells", "channels", "batch_size")
 
 
+PAPER_RESULTS = (*(f"table{i}" for i in range(1, 6)), *(f"fig{i}" for i in range(1, 6)))
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """Reproduce a table or a figure of the paper: search, train and evaluate what is missing, then write it."""
+
+    what: Positional[str]
+    """table1 to table5, fig1 to fig5."""
+    out: Path
+    """Folder of all runs and results; tables and figures that share it share their runs."""
+    budget: Literal["paper", "day", "hour", "smoke"]
+    """How much work: paper is exactly §5.1; the others cut it and say what they cut."""
+    data: str | None = None
+    """Images in place of the paper's: the path of an .npz, a folder, or a named set."""
+    data_root: Path | None = None
+    """Where the named data sets lie or are downloaded to."""
+    data_note: str | None = None
+    """What the caption shall say about the images, such as "lossy: JPEG quality 75"."""
+    seeds: int = 1
+    """Train (and search) with seeds 0 to N-1."""
+    only: tuple[str, ...] | None = None
+    """Run only these architectures; the others stay empty."""
+    bounds: tuple[str, ...] = ("1e-2", "1e-3", "1e-4", "1e-5", "1e-6")
+    """The bounds H of Fig. 5: at 1e-4 and 1e-5 stand the published RNAS-H and RNAS-L, at the others new searches."""
+    plan: bool = False
+    """Only print the runs and what they are estimated to cost."""
+    device: Device = "auto"
+
+    def __post_init__(self) -> None:
+        if self.what not in PAPER_RESULTS:
+            raise unknown("table or figure", self.what, PAPER_RESULTS)
+        _at_least(self, 1, "seeds")
+        for bound in self.bounds:
+            Bound.parse(bound)
+
+
 @dataclass(frozen=True)
 class Report:
     """Put one or more runs on one self-contained HTML page."""

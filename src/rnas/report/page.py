@@ -67,6 +67,30 @@ def page(parts: Sequence[Part], title: str) -> str:
         )
         if s
     ]
+    links = (el("li", el("a", s.link, href=f"#{s.anchor}")) for s in sections)
+    bar = el(
+        "nav",
+        el("div", el("ul", *links), el("button", "Theme: auto", id="theme", type="button", hidden=True), class_="wrap"),
+        class_="bar",
+        aria_label="Sections",
+    )
+    return document(
+        title,
+        el("a", "Skip to the results", class_="skip", href="#main"),
+        bar,
+        el(
+            "main",
+            _top(title, searches, networks, evaluated),
+            *(el("section", el("h2", s.heading), s.content, id=s.anchor) for s in sections),
+            class_="wrap",
+            id="main",
+        ),
+        el("footer", el("div", _made_by(parts), class_="wrap")),
+    )
+
+
+def document(title: str, *content: Html) -> str:
+    """A page with our style and script, which sorts tables; it loads nothing from elsewhere."""
     script = files("rnas.report").joinpath("page.js").read_text(encoding="utf-8")
     style = files("rnas.report").joinpath("page.css").read_text(encoding="utf-8") + theme.page_css()
     # Nothing from the network, no script but ours.
@@ -80,27 +104,7 @@ def page(parts: Sequence[Part], title: str) -> str:
         el("title", f"{title} · rnas"),
         el("style", Html(style)),
     )
-    links = (el("li", el("a", s.link, href=f"#{s.anchor}")) for s in sections)
-    bar = el(
-        "nav",
-        el("div", el("ul", *links), el("button", "Theme: auto", id="theme", type="button", hidden=True), class_="wrap"),
-        class_="bar",
-        aria_label="Sections",
-    )
-    body = el(
-        "body",
-        el("a", "Skip to the results", class_="skip", href="#main"),
-        bar,
-        el(
-            "main",
-            _top(title, searches, networks, evaluated),
-            *(el("section", el("h2", s.heading), s.content, id=s.anchor) for s in sections),
-            class_="wrap",
-            id="main",
-        ),
-        el("footer", el("div", _made_by(parts), class_="wrap")),
-        el("script", Html(script)),
-    )
+    body = el("body", *content, el("script", Html(script)))
     return f"<!DOCTYPE html>\n{el('html', head, body, lang='en')}\n"
 
 

@@ -1,0 +1,78 @@
+"""What a reader has to know before comparing: images, seeds, and what was cut."""
+
+from __future__ import annotations
+
+from rnas.report.words import CW_CAVEAT, count, eps_name
+from rnas.reproduce.budgets import BUDGETS, cuts
+from rnas.reproduce.plan import TABLE_DATA, Plan
+from rnas.reproduce.results import threats
+
+WHAT = {
+    "table1": "Robustness on CIFAR-10, adversarial (AT) and standard (ST) training",
+    "table2": "Transfer to CIFAR-100, adversarial training",
+    "table3": "Transfer to SVHN, adversarial training",
+    "table4": "Transfer to Tiny-ImageNet, adversarial training",
+    "table5": "Cells searched on Tiny-ImageNet directly, adversarial training",
+    "fig1": "AutoAttack accuracy against clean accuracy on CIFAR-10, adversarial training; area: parameters",
+    "fig2": "Feature maps of VGG16 on CIFAR-10, clean and adversarial, standard (ST) and adversarial (AT) training",
+    "fig3": "Distortion by layer of VGG16 and ResNet18, standard (ST) and adversarial (AT) training",
+    "fig4": "The published cells of RNAS-H and RNAS-L",
+    "fig5": "Clean (open) and PGD-20 (filled) accuracy against the bound H",
+}
+
+
+def caption(plan: Plan) -> list[str]:
+    """The sentences under the plan's table or figure."""
+    settings = plan.settings
+    name = f"{'Table' if plan.kind == 'table' else 'Fig.'} {plan.number}"
+    sentences = [f"{name} of the paper, reproduced. {WHAT[settings.what]}."]
+    if settings.what == "fig4":
+        return [*sentences, "Drawn from the published genotypes; nothing was trained."]
+    names, images, eps, warned = threats(plan)
+    sentences.append(_data(plan, names))
+    if plan.kind == "table":
+        sentences.append(
+            "Accuracy in percent"
+            + (f": mean ± standard deviation over {settings.seeds} seeds" if settings.seeds > 1 else ", one seed")
+            + " [95 % Wilson interval: what the number of test images leaves open]; then the paper's figure and, in "
+            "brackets, ours minus the paper's."
+        )
+    if images:
+        attacked = " or ".join(eps_name(e, "linf") for e in eps)
+        sentences.append(f"{' or '.join(map(count, images))} test images, l∞ attacks with ε = {attacked}.")
+    sentences.append(_budget(plan))
+    if plan.kind == "table":
+        sentences.append(CW_CAVEAT)
+    if settings.what == "fig5":
+        sentences.append(
+            "The published RNAS-H stands at H = 1e-4, RNAS-L at 1e-5; at every other H a cell was searched. The "
+            "paper's text does not list the bounds of its figure: these are our choice."
+        )
+    if settings.what in ("fig2", "fig3"):
+        sentences.append("Networks of seed 0; PGD in eval mode.")
+    if warned:
+        sentences.append(f"The evaluations warn: {'; '.join(warned)}.")
+    return sentences
+
+
+def _data(plan: Plan, names: list[str]) -> str:
+    settings = plan.settings
+    note = f" ({settings.data_note})" if settings.data_note else ""
+    if settings.data is None:
+        return f"Images: {', '.join(names) or TABLE_DATA[plan.number]}{note}." if names else "Not evaluated yet."
+    shown = ", ".join(names) or settings.data.rsplit("/", 1)[-1]
+    warning = "the paper's figures are of its own images, so differences from them mean little"
+    return f"Images: {shown}{note}, given with --data in place of the paper's: {warning}."
+
+
+def _budget(plan: Plan) -> str:
+    settings = plan.settings
+    searched = any(path.name.startswith("search-") for path in plan.steps)
+    parts = ("source", *(("space", "search") if searched else ()), "train", "evaluate")
+    cut = cuts(settings.budget, tuple(p for p in parts if p in BUDGETS[settings.budget]))
+    if not cut:
+        return "Budget paper: the settings of §5.1."
+    text = f"Budget {settings.budget}, cut against §5.1: {'; '.join(cut)}."
+    if any("RobNet-free" in path.name for path in plan.steps) and "cells" in BUDGETS[settings.budget].get("train", {}):
+        text += " RobNet-free keeps its 20 cells, each its own; hand-made networks keep their size."
+    return text

@@ -1,0 +1,215 @@
+"""What a plan will cost: a few timed passes of every network, times the passes that its runs make."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from rnas.attacks import PGD
+from rnas.console import Console
+from rnas.data import load
+from rnas.errors import RnasError
+from rnas.files import read_json, write_json
+from rnas.frozen import frozen
+from rnas.nets import zoo
+from rnas.nets.fast import FastSupernet
+from rnas.reproduce.plan import Plan, Step
+from rnas.settings import Distortion, Evaluate, Search, Source, Train
+from rnas.steps import choose_device, reseed, weight_step
+
+THROUGHPUT = "throughput.json"
+WARMUP_IMAGES, CPU_IMAGES = 2, 8
+FORWARD = 1 / 3
+"""Cost of a forward pass in gradient passes: a backward pass costs about two."""
+# AutoAttack's passes for an image: APGD-CE 100, then for half of the images (what is left on the paper's networks)
+# APGD-T 9·100, FAB-T 9·100 of two passes, Square 5000 forward. Less robust networks cost less.
+AUTOATTACK = 100 + 0.5 * (900 + 2 * 900 + 5000 * FORWARD)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds for one image: to differentiate a frozen network for its input, and to train its weights on it."""
+
+    gradient: float
+    weights: float
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What costs depend on of a data set."""
+
+    train: int
+    test: int
+    classes: int
+    image_size: tuple[int, int]
+
+
+# The official counts, so that planning downloads nothing.
+OFFICIAL = {
+    "cifar10": Facts(50_000, 10_000, 10, (32, 32)),
+    "cifar100": Facts(50_000, 10_000, 100, (32, 32)),
+    "svhn": Facts(73_257, 26_032, 10, (32, 32)),
+    "tiny-imagenet": Facts(100_000, 10_000, 200, (64, 64)),
+}
+
+
+def facts(source: Source) -> Facts:
+    """The counts of `source`; named sets are not loaded, let alone downloaded."""
+    if source.data in OFFICIAL:
+        found = OFFICIAL[source.data]
+    else:
+        data = load(source.data, root=source.data_root)
+        found = Facts(len(data.train), len(data.test), len(data.classes), data.image_size)
+    size = (source.image_size, source.image_size) if source.image_size else found.image_size
+    most = found.train if source.limit_per_class is None else source.limit_per_class * found.classes
+    return Facts(min(found.train, most), found.test, found.classes, size)
+
+
+class Costs:
+    """Estimates for the steps of one plan. Speeds are measured once and kept in the plan's folder."""
+
+    def __init__(self, plan: Plan, console: Console | None = None):
+        self.plan = plan
+        self.console = console or Console(quiet=True)
+        self.path = plan.settings.out / THROUGHPUT
+        self.device = choose_device(plan.settings.device)
+        self.speeds: dict[str, Speed] = _read(self.path)
+        self._facts: dict[Source, Facts] = {}
+
+    def seconds(self, step: Step) -> float:
+        """About how long `step` takes from its start to its end on this device."""
+        match step:
+            case Search():
+                return _search_seconds(step, self.facts(step.source), self._speed(step))
+            case Train():
+                return _train_seconds(step, self.facts(step.source), self._speed(step))
+            case Evaluate(run=run):
+                trained = self._training(run)
+                n = min(step.limit or 10**9, self.facts(trained.source).test)
+                return n * self._speed(trained).gradient * (FORWARD + sum(map(passes, step.attacks)))
+            case Distortion(networks=(run,)):
+                trained = self._training(Path(run))
+                n = min(step.limit, self.facts(trained.source).test)
+                return n * self._speed(trained).gradient * (step.attack_steps + 2 * FORWARD)
+        raise RnasError(f"{step} is nothing that a plan runs")
+
+    def facts(self, source: Source) -> Facts:
+        """The counts of a data set, looked up once."""
+        if source not in self._facts:
+            self._facts[source] = facts(source)
+        return self._facts[source]
+
+    def _training(self, run: Path) -> Train:
+        step = self.plan.steps[run]
+        assert isinstance(step, Train)
+        return step
+
+    def _speed(self, step: Search | Train) -> Speed:
+        about = self.facts(step.source)
+        key = " ".join([_what(step), f"{about.image_size[0]}x{about.image_size[1]}", self._device_name()])
+        if key not in self.speeds:
+            self.console.say(f"timing {key} ...")
+            batch = CPU_IMAGES if self.device.type == "cpu" else step.batch_size
+            net = self._build(step, about)
+            self.speeds[key] = measure(net, about, batch, self.device)
+            write_json(self.path, {k: asdict(v) for k, v in self.speeds.items()})
+        return self.speeds[key]
+
+    def _build(self, step: Search | Train, about: Facts) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            reseed(0)
+            if isinstance(step, Search):
+                return FastSupernet(step.space, about.classes, zoo.MEAN, zoo.STD)
+            arch = _timed(step)
+            return zoo.build(arch, about.classes, cells=step.cells, channels=step.channels, image_size=about.image_size)
+
+    def _device_name(self) -> str:
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_name(self.device)
+        return f"cpu with {torch.get_num_threads()} threads"
+
+
+def measure(net: nn.Module, about: Facts, batch: int, device: torch.device) -> Speed:
+    """Time one gradient pass and one training step of `net` on random images, after a small one to warm up."""
+    net.to(device)
+    attack = PGD(steps=1, random_start=False)
+    parameters = list(getattr(net, "thetas", net.parameters()))
+    optimizer = torch.optim.SGD(parameters, lr=0.0)
+    seconds = {}
+    for n in (WARMUP_IMAGES, batch):
+        x = torch.rand(n, 3, *about.image_size, device=device, generator=torch.Generator(device).manual_seed(0))
+        y = torch.arange(n, device=device) % about.classes
+        with frozen(net) as fixed:
+            seconds["gradient"] = _timed_call(lambda fixed=fixed, x=x, y=y: attack.perturb(fixed, x, y), device)
+        seconds["weights"] = _timed_call(
+            lambda x=x, y=y: weight_step(net, parameters, optimizer, None, x, y, clip=5.0), device
+        )
+    return Speed(seconds["gradient"] / batch, seconds["weights"] / batch)
+
+
+def _timed_call(call: Any, device: torch.device) -> float:
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    wait()
+    started = time.perf_counter()
+    call()
+    wait()
+    return time.perf_counter() - started
+
+
+def passes(attack: str) -> float:
+    """Gradient passes of an attack for each image."""
+    if attack == "aa":
+        return AUTOATTACK
+    if attack in ("fgsm", "cw"):
+        return 1.0 if attack == "fgsm" else 100.0
+    found = re.fullmatch(r"pgd(\d+)", attack)
+    if not found:
+        raise RnasError(f"the cost of {attack} is not known")
+    return float(found[1])
+
+
+def _what(step: Search | Train) -> str:
+    if isinstance(step, Search):
+        return f"supernet of {step.space.cells} cells, C = {step.space.channels}"
+    return f"{_timed(step)}, {step.cells} cells, C = {step.channels}"
+
+
+def _timed(step: Train) -> str:
+    """The network to time for a training: where the cell is yet to be found, RNAS-L stands in for it."""
+    return "RNAS-L" if "/" in step.arch or "\\" in step.arch else step.arch
+
+
+def _train_seconds(step: Train, about: Facts, speed: Speed) -> float:
+    images = step.epochs * about.train
+    attack = 0 if step.standard else step.perturbation.attack_steps
+    return images * (attack * speed.gradient + speed.weights)
+
+
+def _search_seconds(step: Search, about: Facts, speed: Speed) -> float:
+    """Phase I trains the weights on a half; Phase II trains both on half of it, then projects as long (Algorithm 1)."""
+    attack = step.perturbation.attack_steps * speed.gradient
+    warmup = step.epochs // 4 if step.warmup is None else step.warmup
+    half = about.train / 2
+    weights, architecture = attack + speed.weights, attack + 2 * speed.weights
+    projected = half / 2 if step.projection_steps is None else step.projection_steps * step.batch_size
+    searching = half / 2 * (weights + architecture) + projected * architecture
+    watching = 2 * step.monitor * (attack + 2 * speed.gradient)
+    return warmup * half * weights + (step.epochs - warmup) * searching + step.epochs * watching
+
+
+def _read(path: Path) -> dict[str, Speed]:
+    if not path.exists():
+        return {}
+    try:
+        return {str(key): Speed(float(v["gradient"]), float(v["weights"])) for key, v in read_json(path).items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as e:
+        raise RnasError(f"{path} is damaged ({e}): delete it, it is measured again") from e

@@ -1,0 +1,88 @@
+"""Runs the steps of a plan that are not done yet; what was cut off goes on where it stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from rnas.console import Console
+from rnas.distortion import DISTORTION, distortion
+from rnas.errors import RnasError
+from rnas.evaluation import EVALUATION, evaluate_run
+from rnas.files import read_json, write_json
+from rnas.nets.saved import META
+from rnas.reproduce.plan import Plan, Step
+from rnas.search import GENOTYPE, search
+from rnas.settings import Distortion, Evaluate, Search, Train, identity
+from rnas.train import train
+
+EVALUATED = "evaluated.json"
+"""With what settings a network was evaluated; written after evaluation.json."""
+
+
+def finished(step: Step) -> bool:
+    """Whether `step` was done, by whichever table or figure: an evaluation may hold more attacks than are wanted."""
+    match step:
+        case Search():
+            return (step.out / GENOTYPE).exists()
+        case Train():
+            return (step.out / META).exists()
+        case Evaluate(run=run):
+            if not (run / EVALUATION).exists() or not (run / EVALUATED).exists():
+                return False
+            done, wanted = read_json(run / EVALUATED), _evaluated(step)
+            same = all(done.get(key) == value for key, value in wanted.items() if key != "attacks")
+            return same and set(step.attacks) <= set(done["attacks"])
+        case Distortion():
+            return (step.out / DISTORTION).exists()
+
+
+def _evaluated(step: Evaluate) -> dict[str, object]:
+    return {k: v for k, v in identity(step).items() if k not in ("run", "batch_size")}
+
+
+def perform(step: Step, console: Console) -> None:
+    """Do `step`, or the rest of it."""
+    match step:
+        case Search():
+            search(step, console)
+        case Train():
+            train(step, console)
+        case Evaluate():
+            evaluate_run(step, console)
+            write_json(step.run / EVALUATED, _evaluated(step))
+        case Distortion():
+            distortion(step, console)
+
+
+def needs(step: Step, plan: Plan) -> list[Path]:
+    """The paths of the steps without which `step` cannot begin."""
+    match step:
+        case Search():
+            return []
+        case Train():
+            found = [Path(step.arch)]
+        case Evaluate():
+            found = [step.run]
+        case Distortion():
+            found = [Path(name) for name in step.networks]
+    return [path for path in found if path in plan.steps]
+
+
+def execute(plan: Plan, console: Console, after: Callable[[dict[Path, str]], None]) -> dict[Path, str]:
+    """Run what is missing. A step that fails (a loss that is no longer finite, say) is told of and left, and what needs
+    it is left too: the rest goes on. Returns why, for each of these; `after` is called with it after each step."""
+    failed: dict[Path, str] = {}
+    for i, (path, step) in enumerate(plan.steps.items(), 1):
+        lost = next((failed[p] for p in needs(step, plan) if p in failed), None)
+        if lost is not None:
+            failed[path] = lost
+        elif not finished(step):
+            console.say(f"[{i}/{len(plan.steps)}] {path.relative_to(plan.settings.out)}")
+            try:
+                perform(step, console)
+            except RnasError as e:
+                console.say(f"failed: {e}")
+                failed[path] = str(e)
+            after(failed)
+    return failed

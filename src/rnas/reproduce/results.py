@@ -1,0 +1,147 @@
+"""What the runs of a plan found, as values beside the paper's. Reads run folders; no torch."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rnas import paper
+from rnas.files import read_json
+from rnas.report.read import check_evaluation
+from rnas.reproduce.plan import AT, ST, Plan, Row
+
+KEYS = ("clean", "fgsm", "pgd20", "pgd100", "cw", "aa")
+
+
+@dataclass(frozen=True)
+class Value:
+    """One cell of a table. Accuracies in percent."""
+
+    mean: float | None = None
+    """Over the seeds; None if nothing was measured."""
+    std: float | None = None
+    """Sample standard deviation over the seeds; None with fewer than two."""
+    interval: tuple[float, float] | None = None
+    """95 % Wilson interval of the mean: what these test images leave open, not what other seeds would."""
+    seeds: int = 0
+    images: int = 0
+    paper: float | None = None
+    reason: str | None = None
+    """Why it is empty."""
+
+    @property
+    def difference(self) -> float | None:
+        """Measured minus the paper's."""
+        return None if self.mean is None or self.paper is None else self.mean - self.paper
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row of a table."""
+
+    model: str
+    parameters: float | None
+    """Measured, in millions."""
+    paper_parameters: float | None
+    values: dict[str, Value]
+    """By column, such as at_clean."""
+
+
+def columns(number: int) -> list[str]:
+    """The columns of the paper's table `number`."""
+    at = [f"{AT}_{key}" for key in KEYS]
+    return [*at, f"{ST}_clean", f"{ST}_fgsm"] if number == 1 else at
+
+
+def collect(plan: Plan, failed: Mapping[Path, str], number: int | None = None) -> list[Line]:
+    """The rows of the plan's table (of table `number` if the plan is a figure's)."""
+    number = number or plan.number
+    published = {str(figures["model"]): figures for figures in paper.table(number)}
+    lines = []
+    for row in plan.rows:
+        figures = published[row.model]
+        values = {
+            column: _value(plan, row, column, _figure(figures, column, number), failed) for column in columns(number)
+        }
+        parameters = next((p for folders in row.runs.values() for f in folders if (p := _parameters(f))), None)
+        architecture = paper.find(row.model)
+        lines.append(Line(row.model, parameters, architecture.paper_params, values))
+    return lines
+
+
+def _figure(figures: Mapping[str, Any], column: str, number: int) -> float | None:
+    found = figures.get(column if number == 1 else column.removeprefix(f"{AT}_"))
+    return float(found) if found is not None else None
+
+
+def _value(plan: Plan, row: Row, column: str, published: float | None, failed: Mapping[Path, str]) -> Value:
+    training, _, key = column.partition("_")
+    if row.reason is not None:
+        return Value(paper=published, reason=row.reason)
+    folders = row.runs.get(training, ())
+    if not folders:
+        return Value(paper=published, reason="not part of this figure")
+    found = [e for folder in folders if (e := evaluation(folder, key)) is not None]
+    if not found:
+        why = next((failed[p] for f in folders for p in (f, f / "evaluation.json") if p in failed), None)
+        return Value(paper=published, reason=f"failed: {why}" if why else "not run yet")
+    return value([a for a, _ in found], min(n for _, n in found), published)
+
+
+def value(accuracies: Sequence[float], images: int, published: float | None = None) -> Value:
+    """The cell for accuracies (0 to 1) of networks of several seeds, each on the same `images` test images."""
+    mean = statistics.fmean(accuracies)
+    low, high = wilson(mean, images)
+    return Value(
+        mean=100 * mean,
+        std=100 * statistics.stdev(accuracies) if len(accuracies) > 1 else None,
+        interval=(100 * low, 100 * high),
+        seeds=len(accuracies),
+        images=images,
+        paper=published,
+    )
+
+
+def wilson(share: float, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
+    """The 95 % confidence interval of a proportion (Wilson 1927); `share` may be a mean over seeds."""
+    z2 = z * z
+    centre, half = share + z2 / (2 * n), z * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
+    return max(0.0, (centre - half) / (1 + z2 / n)), min(1.0, (centre + half) / (1 + z2 / n))
+
+
+def evaluation(folder: Path, key: str) -> tuple[float, int] | None:
+    """Accuracy under the attack `key` (or clean) and the number of images; None if it was not evaluated."""
+    path = folder / "evaluation.json"
+    if not path.exists():
+        return None
+    found = read_json(path)
+    check_evaluation(found, path)
+    entry = found["clean"] if key == "clean" else found["attacks"].get(key)
+    return None if entry is None else (float(entry["accuracy"]), int(found["n"]))
+
+
+def threats(plan: Plan) -> tuple[list[str], list[int], list[float], list[str]]:
+    """Of all evaluations of the plan: data sets, numbers of images, ε, and what they warn of."""
+    names: dict[str, None] = {}
+    images: set[int] = set()
+    eps: set[float] = set()
+    warned = []
+    for folder in dict.fromkeys(f for row in plan.rows for folders in row.runs.values() for f in folders):
+        path = folder / "evaluation.json"
+        if path.exists():
+            found = read_json(path)
+            check_evaluation(found, path)
+            names[str(found["dataset"])] = None
+            images.add(int(found["n"]))
+            eps.add(float(found["eps"]))
+            warned += [f"{folder.name}: {text}" for text in found["warnings"]]
+    return list(names), sorted(images), sorted(eps), warned
+
+
+def _parameters(folder: Path) -> float | None:
+    path = folder / "model.json"
+    return int(read_json(path)["parameters"]) / 1e6 if path.exists() else None
