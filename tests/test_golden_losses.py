@@ -19,20 +19,25 @@ GOLDEN = Path(__file__).parent / "golden" / "search_losses.json"
 
 
 def trace(network: type[Supernet]) -> dict[str, list[float]]:
-    """Five weight steps, five architecture steps and five values of F, in float64 on real digits."""
+    """Four weight steps, four architecture steps and four values of F, in float64 on real digits.
+
+    With an l_2 attack and a little noise on the black ground: the sign of a gradient that is nothing but rounding, and
+    the maximum of equal pixels, are not the network's to say.
+    """
     data = load("digits")
     reseed(0)
     net = network(SearchSpace(cells=3, channels=4), 10, *data.statistics()).double()
-    method = Rnas(net, PGD(eps=16 / 255, step=4 / 255, steps=2, random_start=False), Search(out=Path(), alpha_lr=0.01))
+    method = Rnas(net, PGD(eps=1.0, step=0.3, steps=2, random_start=False, norm="l2"), Search(out=Path(), alpha_lr=0.01))
     optimizer = torch.optim.SGD(net.thetas, 0.05, 0.9, weight_decay=3e-4)
 
     def images() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for x, y in batches(data.train, 16, seed=0, augment=True):
-            yield x.double(), y
+        noise = torch.Generator().manual_seed(0)
+        for x, y in batches(data.train, 8, seed=0, augment=True):
+            yield 0.9 * x.double() + 0.1 * torch.rand(x.shape, generator=noise, dtype=torch.float64), y
 
     drawn = images()
     losses: dict[str, list[float]] = {"weights": [], "architecture": [], "F": []}
-    for _ in range(5):
+    for _ in range(4):
         loss, _ = weight_step(net, net.thetas, optimizer, method.attack, *next(drawn), 5.0)
         losses["weights"].append(loss.item())
         loss, _ = method.arch_step(*next(drawn))

@@ -66,7 +66,7 @@ def test_a_huge_bound_is_no_bound(tmp_path: Path) -> None:
 
 
 def test_a_tight_relative_bound_holds_at_the_end(tmp_path: Path) -> None:
-    settings = replace(SMALL, out=tmp_path, bound="0.1x", epochs=2, projection_steps=60, projection_lr=0.5)
+    settings = replace(SMALL, out=tmp_path, bound="0.1x", epochs=2, projection_steps=120, projection_lr=0.5)
     search(settings)
     warm, last = (e for e in read_log(tmp_path) if e["event"] == "epoch")
     assert last["H"] == pytest.approx(0.1 * warm["F"], rel=1e-12)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 ROUND = 5  # gradient steps between two updates of the multiplier
-STIFFNESS = 1.0  # penalty times ‖∇g‖²: how much stiffer the augmented term is than ½‖α − α_p‖²
+STIFFNESS = 4.0  # penalty times ‖∇g‖²: how much stiffer the augmented term is than ½‖α − α_p‖²
 GROWTH = 2.0  # of the stiffness, where a round did not bring the violation down to SUFFICIENT of itself
 SUFFICIENT = 0.75
 SLOWER, FASTER = 1.5, 0.8  # of the assumed curvature, where two steps oppose each other, and where they agree
@@ -41,7 +41,8 @@ def project(
     """Move `alphas`, in place, to the nearest point where F is at most `bound`. # Eq. 9
 
     `vulnerability()` is F at the alphas as they are, differentiable, perhaps on a sample; `measure()` is the F by
-    which feasibility is judged. Nothing moves if F ≤ H already. It aims at (1 - margin)·H: a sampled F scatters.
+    which feasibility is judged. Nothing moves if F ≤ H already. It aims at (1 - margin)·H, as a
+    sampled F scatters, and lower where the samples' F proves smaller than the measured one.
     Stops early once feasible and stationary (the Lagrangian's gradient is at most `tolerance`); otherwise, after
     `steps`, takes the nearest of the feasible points at which it measured, or the last point if there was none.
     No coordinate moves by more than `lr` a step; over the second half of the steps that falls to nothing.
@@ -54,7 +55,7 @@ def project(
     multiplier, stiffness, violation = 0.0, STIFFNESS, math.inf
     curvature, last_step = 1.0, [torch.zeros_like(a) for a in start]
     best: tuple[float, float, list[Tensor]] | None = None  # distance, F, point
-    checks = max(2 * ROUND, steps // 4)
+    checks = max(2 * ROUND, steps // 6)
     for k in range(1, steps + 1):
         g = (vulnerability() - target) / scale
         pull = torch.autograd.grad(g, alphas, allow_unused=True, materialize_grads=True)  # ∇g
@@ -71,9 +72,11 @@ def project(
         with torch.no_grad():
             for a, s in zip(alphas, step, strict=True):
                 a += s
-        if k % ROUND == 0 and length <= largest:  # only a minimiser of the inner problem tells about the multiplier
-            multiplier = force
-            stiffness *= GROWTH if value > SUFFICIENT * violation else 1.0
+        if k % ROUND == 0:
+            # The multiplier may move once the inner problem is solved (no step was cut), or where it brings no more.
+            solved, stuck = length <= largest, value > SUFFICIENT * violation
+            multiplier = force if solved or stuck else multiplier
+            stiffness *= GROWTH if solved and stuck else 1.0
             violation = max(value, 0.0)
         stationary = _dot(slope, slope) <= tolerance**2 and abs(value) <= tolerance
         if k % checks == 0 or k == steps or stationary:
@@ -82,6 +85,8 @@ def project(
                 best = distance, measured, [a.detach().clone() for a in alphas]
             if stationary:
                 break
+            if measured > bound and value <= margin:  # the samples see a smaller F than what is measured: aim lower
+                target *= (1 - margin) * bound / measured
     if best is not None:
         with torch.no_grad():
             for a, a_best in zip(alphas, best[2], strict=True):

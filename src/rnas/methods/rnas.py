@@ -19,7 +19,7 @@ from rnas.vulnerability import network_vulnerability
 Batch = tuple[Tensor, Tensor]  # x (B,3,H,W) in [0,1], y (B,)
 
 # The projection aims this share under H: F is sampled, and the promise is F ≤ H on the monitored images.
-MARGIN = 0.05
+MARGIN = 0.1
 
 
 @dataclass(frozen=True)
