@@ -42,20 +42,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"rnas {rnas.__version__}")
         return
     try:
-        command: Any = tyro.cli(
-            Command,
-            prog="rnas",
-            description=rnas.__doc__,
-            args=arguments,
-            config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.HelptextFromCommentsOff),
-        )
-        _run(command)
+        _run(parse(arguments))
     except RnasError as e:
         print(f"rnas: {e}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("rnas: interrupted; what is finished is kept, --resume goes on", file=sys.stderr)
         sys.exit(130)
+
+
+def parse(arguments: Sequence[str]) -> Any:
+    """The settings that the command line `arguments` asks for. RnasError, or tyro's own exit with 2, for bad ones."""
+    return tyro.cli(
+        Command,
+        prog="rnas",
+        description=rnas.__doc__,
+        args=arguments,
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.HelptextFromCommentsOff),
+    )
 
 
 def _run(command: Any) -> None:

@@ -1,0 +1,43 @@
+"""What the README shows is there: its commands parse, its files exist, its Python names are real."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import rnas
+from rnas import cli
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def commands() -> list[str]:
+    blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    return [line.split("#")[0].strip() for block in blocks for line in block.splitlines() if ".venv/bin/rnas" in line]
+
+
+@pytest.mark.parametrize("command", commands())
+def test_commands_parse(command: str) -> None:
+    parsed = cli.parse(shlex.split(command)[1:])
+    assert type(parsed).__name__.lower() == shlex.split(command)[1]
+
+
+def test_there_are_commands_to_try() -> None:
+    assert len(commands()) >= 9
+
+
+@pytest.mark.parametrize("target", re.findall(r"\]\(([^)#]+)\)", README))
+def test_links_lead_somewhere(target: str) -> None:
+    assert (ROOT / target).exists()
+
+
+@pytest.mark.parametrize("name", set(re.findall(r"rnas\.(\w+)\(", README)))
+def test_python_names_exist(name: str) -> None:
+    assert callable(getattr(rnas, name))
+
+
+def test_make_targets_exist() -> None:
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert {target for target in re.findall(r"^make (\w+)", README, re.MULTILINE)} <= targets
