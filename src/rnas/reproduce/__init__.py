@@ -13,7 +13,7 @@ from rnas.report.distortion import save
 from rnas.report.words import duration
 from rnas.reproduce.caption import caption
 from rnas.reproduce.cost import Costs
-from rnas.reproduce.execute import execute, finished
+from rnas.reproduce.execute import finished, run_missing
 from rnas.reproduce.figures import draw
 from rnas.reproduce.plan import Plan, make_plan
 from rnas.reproduce.results import collect
@@ -41,7 +41,7 @@ def reproduce(settings: Reproduce, console: Console | None = None) -> list[Path]
         if plan.kind == "table":
             write(plan, failed)
 
-    failed = execute(plan, console, show)
+    failed = run_missing(plan, console, show)
     if failed and len(failed) == len(plan.steps):
         raise RnasError(f"no run of {settings.what} succeeded: {next(iter(failed.values()))}")
     files = write(plan, failed)

@@ -69,7 +69,7 @@ def needs(step: Step, plan: Plan) -> list[Path]:
     return [path for path in found if path in plan.steps]
 
 
-def execute(plan: Plan, console: Console, after: Callable[[dict[Path, str]], None]) -> dict[Path, str]:
+def run_missing(plan: Plan, console: Console, after: Callable[[dict[Path, str]], None]) -> dict[Path, str]:
     """Run what is missing. A step that fails (a loss that is no longer finite, say) is told of and left, and what needs
     it is left too: the rest goes on. Returns why, for each of these; `after` is called with it after each step."""
     failed: dict[Path, str] = {}
