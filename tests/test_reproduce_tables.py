@@ -15,6 +15,7 @@ from rnas.errors import RnasError
 from rnas.evaluation import wilson as integer_wilson
 from rnas.paper import table
 from rnas.reproduce import write
+from rnas.reproduce.caption import caption
 from rnas.reproduce.plan import Plan, make_plan
 from rnas.reproduce.results import Line, Value, collect, value, wilson
 from rnas.reproduce.tables import latex, reasons, to_csv, to_html, to_latex, to_markdown
@@ -40,7 +41,7 @@ def test_mean_deviation_interval_and_difference() -> None:
     assert wilson(1.0, 10)[1] == pytest.approx(1.0)
 
 
-def evaluated(plan: Plan, **accuracies: float) -> None:
+def evaluated(plan: Plan, warnings: list[str] | None = None, **accuracies: float) -> None:
     """Write an evaluation for every run of the plan: `at_clean` and so on, 0.01 more for each further seed."""
     for row in plan.rows:
         for training, folders in row.runs.items():
@@ -54,7 +55,7 @@ def evaluated(plan: Plan, **accuracies: float) -> None:
                         "eps": 8 / 255,
                         "norm": "linf",
                         "dataset": "cifar10",
-                        "warnings": [],
+                        "warnings": warnings or [],
                         "clean": entry.pop("clean"),
                         "attacks": entry,
                     },
@@ -173,6 +174,14 @@ def test_all_files_are_written(tmp_path: Path) -> None:
         assert "lossy" in text
         assert "no genotype" in text  # DSRNA's reason
         assert "2 training epochs instead of 600" in text
+
+
+def test_the_caption_counts_warnings(tmp_path: Path) -> None:
+    plan = make_plan(Reproduce("table2", tmp_path, "paper", seeds=2, only=("RNAS-H", "DARTS")))
+    evaluated(plan, ["zero gradients: 12 % of them"], clean=0.5)
+    text = " ".join(caption(plan))
+    assert "zero gradients (4 of 4 networks)" in text
+    assert "100 test images, l∞ attacks with ε = 8/255" in text
 
 
 def test_fig1_and_fig5_draw_what_is_there(tmp_path: Path) -> None:

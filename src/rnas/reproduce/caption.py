@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rnas.report.words import CW_CAVEAT, count, eps_name
 from rnas.reproduce.budgets import BUDGETS, cuts
 from rnas.reproduce.plan import TABLE_DATA, Plan
@@ -28,8 +30,8 @@ def caption(plan: Plan) -> list[str]:
     sentences = [f"{name} of the paper, reproduced. {WHAT[settings.what]}."]
     if settings.what == "fig4":
         return [*sentences, "Drawn from the published genotypes; nothing was trained."]
-    names, images, eps, warned = threats(plan)
-    sentences.append(_data(plan, names))
+    found = threats(plan)
+    sentences.append(_data(plan, found.data))
     if plan.kind == "table":
         sentences.append(
             "Accuracy in percent"
@@ -37,9 +39,9 @@ def caption(plan: Plan) -> list[str]:
             + " [95 % Wilson interval: what the number of test images leaves open]; then the paper's figure and, in "
             "brackets, ours minus the paper's."
         )
-    if images:
-        attacked = " or ".join(eps_name(e, "linf") for e in eps)
-        sentences.append(f"{' or '.join(map(count, images))} test images, l∞ attacks with ε = {attacked}.")
+    if found.images:
+        attacked = " or ".join(eps_name(e, "linf") for e in found.eps)
+        sentences.append(f"{' or '.join(map(count, found.images))} test images, l∞ attacks with ε = {attacked}.")
     sentences.append(_budget(plan))
     if plan.kind == "table":
         sentences.append(CW_CAVEAT)
@@ -50,12 +52,13 @@ def caption(plan: Plan) -> list[str]:
         )
     if settings.what in ("fig2", "fig3"):
         sentences.append("Networks of seed 0; PGD in eval mode.")
-    if warned:
-        sentences.append(f"The evaluations warn: {'; '.join(warned)}.")
+    if found.warnings:
+        warned = "; ".join(f"{text} ({n} of {found.networks} networks)" for text, n in found.warnings.items())
+        sentences.append(f"The evaluations warn, as each run's evaluation.json says in full: {warned}.")
     return sentences
 
 
-def _data(plan: Plan, names: list[str]) -> str:
+def _data(plan: Plan, names: Sequence[str]) -> str:
     settings = plan.settings
     note = f" ({settings.data_note})" if settings.data_note else ""
     if settings.data is None:

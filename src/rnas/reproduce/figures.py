@@ -98,7 +98,7 @@ def cells() -> Drawing:
         drawing = cells_drawing(genotype)
         drawing.title = name
         drawings.append(drawing)
-    return arranged(drawings, 2, "The cells of RNAS-H and RNAS-L")
+    return arranged(drawings, 1, "The cells of RNAS-H and RNAS-L")
 
 
 def bounds(plan: Plan) -> Drawing:

@@ -99,7 +99,7 @@ def _plan_table(plan: Plan, number: int, trainings: tuple[str, ...] | None = Non
             if method is None:
                 reason = f"its search method is not implemented (there are: {', '.join(METHODS)})"
         elif published.source is None:
-            reason = f"{published.name}: {published.note}"
+            reason = published.note
         runs: dict[str, tuple[Path, ...]] = {}
         if reason is None:
             for training in trainings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,22 +125,33 @@ def evaluation(folder: Path, key: str) -> tuple[float, int] | None:
     return None if entry is None else (float(entry["accuracy"]), int(found["n"]))
 
 
-def threats(plan: Plan) -> tuple[list[str], list[int], list[float], list[str]]:
-    """Of all evaluations of the plan: data sets, numbers of images, ε, and what they warn of."""
-    names: dict[str, None] = {}
-    images: set[int] = set()
-    eps: set[float] = set()
-    warned = []
-    for folder in dict.fromkeys(f for row in plan.rows for folders in row.runs.values() for f in folders):
-        path = folder / "evaluation.json"
+@dataclass(frozen=True)
+class Threats:
+    """What the evaluations of a plan attacked, how strongly, and what they warn of."""
+
+    networks: int
+    data: tuple[str, ...]
+    images: tuple[int, ...]
+    eps: tuple[float, ...]
+    warnings: Mapping[str, int]
+    """The first words of a warning -> the number of networks."""
+
+
+def threats(plan: Plan) -> Threats:
+    """The evaluations that lie in the plan's folders."""
+    paths = dict.fromkeys(f / "evaluation.json" for row in plan.rows for runs in row.runs.values() for f in runs)
+    found = []
+    for path in paths:
         if path.exists():
-            found = read_json(path)
-            check_evaluation(found, path)
-            names[str(found["dataset"])] = None
-            images.add(int(found["n"]))
-            eps.add(float(found["eps"]))
-            warned += [f"{folder.name}: {text}" for text in found["warnings"]]
-    return list(names), sorted(images), sorted(eps), warned
+            found.append(read_json(path))
+            check_evaluation(found[-1], path)
+    return Threats(
+        len(found),
+        tuple(dict.fromkeys(str(e["dataset"]) for e in found)),
+        tuple(sorted({int(e["n"]) for e in found})),
+        tuple(sorted({float(e["eps"]) for e in found})),
+        Counter(text.partition(":")[0] for e in found for text in e["warnings"]),
+    )
 
 
 def _parameters(folder: Path) -> float | None:

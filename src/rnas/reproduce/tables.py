@@ -142,8 +142,8 @@ def to_html(lines: Sequence[Line], caption: Sequence[str], title: str) -> str:
 def _html_cell(v: Value, why: Sequence[str]) -> Html:
     beside = el("small", _beside(v)) if _beside(v) else None
     if v.mean is None:
-        note = el("sup", str(why.index(v.reason) + 1)) if v.reason else None
-        return el("td", "–", note, beside, data_value="", title=v.reason)
+        note = f" ({why.index(v.reason) + 1})" if v.reason else ""
+        return el("td", f"–{note}", beside, data_value="", title=v.reason)
     spread = f" ± {v.std:.1f}" if v.std is not None else ""
     low, high = v.interval or (0.0, 0.0)
     return el("td", f"{v.mean:.1f}{spread}", el("small", f"{low:.1f}–{high:.1f}"), beside, data_value=v.mean)
