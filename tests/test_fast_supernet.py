@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from rnas.attacks import PGD
 from rnas.frozen import frozen
 from rnas.genotype import OPERATIONS
+from rnas.nets import fast_kernels
 from rnas.nets.fast import FastCell, FastSupernet
 from rnas.nets.fast_kernels import depthwise, depthwise_input_grad, depthwise_weight_grad
 from rnas.nets.supernet import Supernet, SupernetCell
@@ -266,6 +267,13 @@ def test_depthwise_gradients(k: int, stride: int, dilation: int, height: int, wi
         torch.float64,
         scale=1.0,
     )
+
+
+@pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
+def test_the_way_of_other_devices_is_equal_too(train: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fast_kernels, "on_cpu", lambda x: False)
+    plain, fast = pair()
+    compare(plain.train(train), fast.train(train), images())
 
 
 @pytest.mark.gpu

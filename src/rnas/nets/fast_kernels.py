@@ -13,21 +13,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def on_cpu(x: Tensor) -> bool:
+    """Whether `x` lies where this file's layout and detours pay."""
+    return x.device.type == "cpu"
+
+
 def arrange(x: Tensor) -> Tensor:
     """`x` (B,C,H,W) in the memory layout that its device likes."""
-    return x.contiguous(memory_format=torch.channels_last if x.device.type == "cpu" else torch.contiguous_format)
+    return x.contiguous(memory_format=torch.channels_last if on_cpu(x) else torch.contiguous_format)
 
 
 def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """The 1x1 convolution of `x` (B,C,H,W) with `weight` (D,C), plus `bias` (D,): (B,D,H,W)."""
-    if x.device.type != "cpu":
+    if not on_cpu(x):
         return F.conv2d(x, weight[:, :, None, None], bias)
     return F.linear(x.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
 
 
 def pointwise_add(y: Tensor, x: Tensor, weight: Tensor) -> None:
     """Add `pointwise(x, weight)` to `y`, in place."""
-    if y.device.type != "cpu":
+    if not on_cpu(y):
         y += pointwise(x, weight)
     else:
         rows(y).addmm_(rows(x), weight.t())
@@ -43,14 +48,14 @@ def pointwise_centered(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tenso
 
 def pointwise_input_grad(grad: Tensor, weight: Tensor) -> Tensor:
     """The gradient of `pointwise` for its input, from that of its output (B,D,H,W)."""
-    if grad.device.type != "cpu":
+    if not on_cpu(grad):
         return F.conv2d(grad, weight.t()[:, :, None, None])
     return torch.matmul(grad.permute(0, 2, 3, 1), weight).permute(0, 3, 1, 2)
 
 
 def pointwise_weight_grad(x: Tensor, grad: Tensor) -> Tensor:
     """The gradient of `pointwise` for its weight (D,C), from its input and the gradient of its output."""
-    if x.device.type != "cpu":
+    if not on_cpu(x):
         return torch.einsum("bdhw,bchw->dc", grad, x)
     return rows(grad).t() @ rows(x)
 
@@ -68,7 +73,7 @@ def depthwise(x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
 
 def depthwise_input_grad(x: Tensor, weight: Tensor, grad: Tensor, stride: int, dilation: int) -> Tensor:
     """The gradient of `depthwise` for `x`. With stride 1 it is a forward convolution with the flipped kernel."""
-    if x.device.type == "cpu" and stride == 1:
+    if on_cpu(x) and stride == 1:
         return depthwise(grad, weight.flip(2, 3), 1, dilation)
     padding = dilation * (weight.shape[2] // 2)
     return _backward(x, weight, grad, stride, (padding, padding), dilation, of_input=True)
@@ -86,7 +91,7 @@ def depthwise_weight_grad(
     k = weight.shape[2]
     padding = dilation * (k // 2)
     kept = {} if kept is None else kept
-    if x.device.type != "cpu":
+    if not on_cpu(x):
         return _backward(x, weight, grad, stride, (padding, padding), dilation, of_input=False)
     if dilation == 2 and stride == 1:  # the four images of every other pixel do not meet: a plain convolution of each
         if ("phases",) not in kept:
@@ -156,7 +161,7 @@ def per_filter(v: Tensor) -> Tensor:
 
 def inner(a: Tensor, b: Tensor) -> Tensor:
     """The sum of the products of two tensors (B,C,H,W): a scalar."""
-    if a.device.type != "cpu":
+    if not on_cpu(a):
         return (a * b).sum()
     return torch.dot(rows(a).reshape(-1), rows(b).reshape(-1))
 
@@ -179,7 +184,7 @@ def centered(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def avg_pool(x: Tensor, stride: int) -> Tensor:
     """3x3 average pooling that counts no padding: (B,C,H,W) to (B,C,⌈H/stride⌉,⌈W/stride⌉)."""
-    if x.device.type != "cpu":
+    if not on_cpu(x):
         return F.avg_pool2d(x, 3, stride, 1, count_include_pad=False)
     total = depthwise(x, x.new_ones(x.shape[1], 1, 3, 3), stride, 1)
     count = F.conv2d(x.new_ones(1, 1, *x.shape[2:]), x.new_ones(1, 1, 3, 3), None, stride, 1)
