@@ -15,7 +15,7 @@ from rnas import paper as _paper
 from rnas.nets import saved as _saved
 from rnas.nets import zoo as _zoo
 
-dependencies = ["torch", "numpy", "safetensors"]
+dependencies = ["torch", "numpy", "safetensors", "tyro"]
 
 
 def load(folder):

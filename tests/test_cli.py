@@ -126,6 +126,11 @@ def test_genotypes_that_are_none(change: dict, said: str, tmp_path: Path, capsys
         (["train", "DSRNA"], "DSRNA"),
         (["train", "nowhere.json"], "nowhere.json"),
         (["train", "RNAS-L", "--drop-path", "1"], "drop-path"),
+        (["train", "RNAS-L", "--clip", "nan"], "clip is nan"),
+        (["train", "RNAS-L", "--seed", "-5"], "seed is -5"),
+        (["search", "--eps", "1e400"], "eps is inf"),
+        (["search", "--clip", "-1"], "clip is -1"),
+        (["search", "--data", "x" * 300], "x" * 300),
     ],
 )
 def test_settings_that_cannot_be(

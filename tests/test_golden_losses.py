@@ -27,7 +27,9 @@ def trace(network: type[Supernet]) -> dict[str, list[float]]:
     data = load("digits")
     reseed(0)
     net = network(SearchSpace(cells=3, channels=4), 10, *data.statistics()).double()
-    method = Rnas(net, PGD(eps=1.0, step=0.3, steps=2, random_start=False, norm="l2"), Search(out=Path(), alpha_lr=0.01))
+    method = Rnas(
+        net, PGD(eps=1.0, step=0.3, steps=2, random_start=False, norm="l2"), Search(out=Path(), alpha_lr=0.01)
+    )
     optimizer = torch.optim.SGD(net.thetas, 0.05, 0.9, weight_decay=3e-4)
 
     def images() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

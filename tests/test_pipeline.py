@@ -11,7 +11,7 @@ from rnas.pipeline import plan
 from rnas.settings import Run, Source
 
 SMALL = (
-    "run --channels 4 --cells 2 --search-epochs 2 --train-epochs 1 --batch-size 64 --limit 40 --limit-per-class 30 "
+    "run --channels 4 --cells 2 --search-epochs 2 --train-epochs 1 --batch-size 32 --limit 40 --limit-per-class 8 "
     "--attacks fgsm pgd2"
 ).split()
 
@@ -35,9 +35,30 @@ def test_the_whole_pipeline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_budgets() -> None:
-    paper = plan(Run(source=Source(data="cifar10"), budget="paper"))
+    paper = plan(Run(source=Source(data="cifar10"), budget="paper"), 50_000)
     assert (paper.search.epochs, paper.search.batch_size, paper.search.space.cells) == (60, 128, 8)
     assert (paper.train.epochs, paper.train.cells, paper.train.channels, paper.train.lr) == (600, 20, 36, 0.1)
     assert "aa" in paper.evaluate.attacks
-    assert plan(Run(source=Source(data="digits"))).search.space.channels == 8
-    assert plan(Run(source=Source(data="own/"), channels=12)).train.channels == 12
+    assert plan(Run(source=Source(data="digits")), 1437).search.space.channels == 8
+    assert plan(Run(source=Source(data="own/"), channels=12), 500).train.channels == 12
+    assert plan(Run(source=Source(data="own/")), 80).search.batch_size == 40, "a budget's batch fits small data"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--data", "nowhere.npz"], "nowhere.npz"),
+        (["--attacks", "pgd-20"], "pgd20"),
+        (["--batch-size", "4000"], "smaller --batch-size"),
+        (["--image-size", "18"], "image size 18"),
+        (["--seed", "-1"], "seed is -1"),
+    ],
+)
+def test_bad_input_writes_nothing(
+    arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["run", "--out", str(tmp_path / "out"), *arguments])
+    assert stop.value.code == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -40,4 +40,4 @@ def test_python_names_exist(name: str) -> None:
 
 def test_make_targets_exist() -> None:
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert {target for target in re.findall(r"^make (\w+)", README, re.MULTILINE)} <= targets
+    assert set(re.findall(r"^make (\w+)", README, re.MULTILINE)) <= targets

@@ -83,9 +83,17 @@ def test_a_tight_relative_bound_holds_at_the_end(tmp_path: Path) -> None:
 def test_every_reading_of_the_method_runs(tmp_path: Path, arch_loss: str, reduction: str, features: str) -> None:
     settings = replace(SMALL, out=tmp_path, arch_loss=arch_loss, reduction=reduction, features=features, epochs=2)
     search(replace(settings, bound="0.9x", projection_steps=5))
-    event = read_log(tmp_path)[-1]
+    event = [e for e in read_log(tmp_path) if e["event"] == "epoch"][-1]
     assert event["phase"] == "search"
     assert np.isfinite([event["theta_loss"], event["alpha_loss"], event["F"], event["H"]]).all()
+
+
+def test_a_bound_that_was_not_reached_is_said(tmp_path: Path) -> None:
+    search(replace(SMALL, out=tmp_path, bound="0.01x", epochs=2, projection_steps=1))
+    warning = read_log(tmp_path)[-1]
+    assert warning["event"] == "warning"
+    assert warning["F"] > warning["H"]
+    assert "over its bound" in warning["message"]
 
 
 def test_bounds() -> None:

@@ -67,7 +67,7 @@ def test_any_module_can_be_fitted(tmp_path: Path) -> None:
     """`fit` takes a module of one's own; training changes its weights and leaves it in eval mode."""
     net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 10))
     before = net[1].weight.detach().clone()
-    fit(net, load("digits"), replace(SMALL, out=tmp_path, standard=True, batch_size=128, lr=0.05, epochs=3))
+    fit(net, load("digits"), replace(SMALL, out=tmp_path, standard=True, augment=False, batch_size=128, epochs=4))
     assert not torch.equal(net[1].weight, before)
     assert not net.training
     assert read_log(tmp_path)[-1]["train"]["clean_accuracy"] > 0.7
@@ -108,6 +108,45 @@ def test_evaluation_files_agree_with_each_other(tmp_path: Path) -> None:
     assert not (tmp_path / "evaluation.partial").exists()
     again = evaluate_run(Evaluate(run=tmp_path, attacks=("fgsm", "pgd3"), limit=50))
     assert all(np.array_equal(again.masks[name], mask) for name, mask in result.masks.items())
+
+
+def test_evaluations_of_one_kind_add_up(tmp_path: Path) -> None:
+    """Another attack joins what was found before; another ε puts it aside. Nothing is lost."""
+    train(replace(SMALL, out=tmp_path, epochs=1, standard=True))
+    evaluate_run(Evaluate(run=tmp_path, attacks=("fgsm",), limit=30))
+    both = evaluate_run(Evaluate(run=tmp_path, attacks=("pgd2",), limit=30))
+    assert set(both.summary["attacks"]) == {"fgsm", "pgd2"}
+    assert both.summary["union"]["accuracy"] == (both.masks["fgsm"] & both.masks["pgd2"]).mean()
+    other = evaluate_run(Evaluate(run=tmp_path, attacks=("fgsm",), limit=30, eps=1 / 255))
+    assert set(other.summary["attacks"]) == {"fgsm"}
+    assert set(json.loads((tmp_path / "evaluation.previous.json").read_text())["attacks"]) == {"fgsm", "pgd2"}
+
+
+def test_a_limit_keeps_every_class(tmp_path: Path) -> None:
+    train(replace(SMALL, out=tmp_path, epochs=1, standard=True))
+    evaluate_run(Evaluate(run=tmp_path, attacks=("fgsm",), limit=20))
+    with np.load(tmp_path / "masks.npz") as masks:
+        assert sorted(set(masks["labels"])) == list(range(10))
+
+
+def test_a_changed_genotype_is_another_run(tmp_path: Path) -> None:
+    """The path is the same, what it leads to is not: --resume refuses."""
+    for names in (["skip_connect", "max_pool_3x3"], ["avg_pool_3x3", "skip_connect"]):
+        cell = [[name, k] for k, name in enumerate(names)]
+        value = {"normal": cell, "normal_concat": [2], "reduce": cell, "reduce_concat": [2]}
+        (tmp_path / "cell.json").write_text(json.dumps(value))
+        settings = replace(SMALL, arch=str(tmp_path / "cell.json"), out=tmp_path / "run", epochs=1, resume=True)
+        if names[0] == "skip_connect":
+            train(settings)
+        else:
+            with pytest.raises(RnasError, match="holds another run"):
+                train(settings)
+
+
+def test_divergence_in_the_last_step_is_not_saved(tmp_path: Path) -> None:
+    with pytest.raises(RnasError, match=r"loss became .* in epoch 1"):
+        train(replace(SMALL, out=tmp_path, epochs=1, lr=1e30, batch_size=160))
+    assert not (tmp_path / "model.json").exists()
 
 
 def test_evaluation_refuses_other_images(tmp_path: Path) -> None:

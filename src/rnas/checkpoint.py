@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from rnas.errors import RnasError
-from rnas.files import replacing
+from rnas.files import write_bytes
 
 NAME = "checkpoint.pt"
 
 
 def save(folder: Path, state: dict[str, Any]) -> None:
     """Write `state` (tensors, numbers, strings, dicts and lists of them) as the checkpoint of `folder`."""
-    with replacing(folder / NAME) as temporary:
-        torch.save(state, temporary)
+    buffer = io.BytesIO()  # torch.save on a file turns a full disk into a RuntimeError
+    torch.save(state, buffer)
+    write_bytes(folder / NAME, buffer.getvalue())
 
 
 def load(folder: Path, device: torch.device) -> dict[str, Any] | None:

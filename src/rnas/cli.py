@@ -46,6 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except RnasError as e:
         print(f"rnas: {e}", file=sys.stderr)
         sys.exit(2)
+    except OSError as e:
+        print(f"rnas: {e.filename or 'writing'}: {e.strerror or e}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("rnas: interrupted; what is finished is kept, --resume goes on", file=sys.stderr)
         sys.exit(130)

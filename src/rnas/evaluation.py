@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,9 +17,11 @@ from torch import Tensor
 
 from rnas import data as images
 from rnas.attacks import PGD, Progress, run_attacks
+from rnas.attacks.evaluation import attack_named
 from rnas.attacks.norms import Norm
 from rnas.console import Console
 from rnas.data import Split
+from rnas.data.dataset import stratified
 from rnas.errors import RnasError
 from rnas.files import read_json, replacing, write_json
 from rnas.frozen import Model
@@ -38,12 +41,21 @@ def wilson(successes: int, n: int, z: float = 1.959963984540054) -> tuple[float,
     return max(0.0, (centre - half) / (1 + z2 / n)), min(1.0, (centre + half) / (1 + z2 / n))
 
 
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
+
+
+def _figure(mask: Mask) -> dict[str, Any]:
+    """An accuracy with its interval, from a mask of what is still right."""
+    right, n = int(mask.sum()), len(mask)
+    return {"accuracy": right / n, "interval": list(wilson(right, n))}
+
+
 @dataclass(frozen=True)
 class Result:
     """What an evaluation found: `summary` is evaluation.json, `masks` says per image whether it is still right."""
 
     summary: dict[str, Any]
-    masks: dict[str, np.ndarray[Any, np.dtype[np.bool_]]]
+    masks: dict[str, Mask]
 
     @property
     def clean(self) -> float:
@@ -75,23 +87,17 @@ def evaluate(
     found = run_attacks(
         model, x, y, attacks, eps=eps, norm=norm, seed=seed, batch_size=batch_size, state=state, progress=progress
     )
-    n = len(y)
-
-    def figure(mask: np.ndarray[Any, Any]) -> dict[str, Any]:
-        right = int(mask.sum())
-        return {"accuracy": right / n, "interval": list(wilson(right, n))}
-
     attacked = {name: mask for name, mask in found.masks.items() if name != "clean"}
     summary = {
         "eps": eps,
         "norm": norm,
-        "n": n,
+        "n": len(y),
         "seed": seed,
         "images_sha256": hashlib.sha256(x.cpu().contiguous().numpy().tobytes() + y.cpu().numpy().tobytes()).hexdigest(),
         "warnings": list(found.warnings),
-        "clean": figure(found.masks["clean"]),
-        "attacks": {name: {**figure(mask), "seconds": found.seconds[name]} for name, mask in attacked.items()},
-        "union": figure(np.logical_and.reduce([found.masks["clean"], *attacked.values()])),
+        "clean": _figure(found.masks["clean"]),
+        "attacks": {name: {**_figure(mask), "seconds": found.seconds[name]} for name, mask in attacked.items()},
+        "union": _figure(np.logical_and.reduce([found.masks["clean"], *attacked.values()])),
     }
     return Result(summary, dict(found.masks))
 
@@ -99,6 +105,7 @@ def evaluate(
 def evaluate_run(settings: Evaluate, console: Console | None = None) -> Result:
     """Evaluate the trained network of a run folder; writes evaluation.json, masks.npz and examples.npz into it."""
     console = console or Console(quiet=True)
+    check_attacks(settings.attacks)
     folder = model_folder(settings.run)
     device = choose_device(settings.device)
     model, meta = load_model(folder)
@@ -115,14 +122,52 @@ def evaluate_run(settings: Evaluate, console: Console | None = None) -> Result:
         result = evaluate(
             model, x, y, settings.attacks, eps, settings.norm, settings.seed, settings.batch_size, state, progress
         )
-    summary = {**result.summary, "dataset": name, "model": str(meta["arch"])}
-    _save_npz(folder / MASKS, {**result.masks, "labels": y.numpy()})
+    summary = {**result.summary, "dataset": name, "model": str(meta["arch"]), "weights": _weights(folder)}
+    summary, masks = _with_earlier(folder, summary, result.masks)
+    _save_npz(folder / MASKS, {**masks, "labels": y.numpy()})
     _save_examples(folder, model, x[:PICTURED].to(device), y[:PICTURED].to(device), eps, settings)
     write_json(folder / EVALUATION, summary)
     shutil.rmtree(state)
     for line in _lines(folder.name, summary):
         console.say(line)
-    return Result(summary, result.masks)
+    return Result(summary, masks)
+
+
+def _weights(folder: Path) -> str:
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+
+
+def _with_earlier(
+    folder: Path, summary: dict[str, Any], masks: dict[str, Mask]
+) -> tuple[dict[str, Any], dict[str, Mask]]:
+    """The result joined with what an earlier evaluation of the same kind found by other attacks.
+
+    An earlier evaluation of another kind (ε, images, weights) is put aside as evaluation.previous.json.
+    """
+    if not (folder / EVALUATION).exists() or not (folder / MASKS).exists():
+        return summary, masks
+    earlier = read_json(folder / EVALUATION)
+    same = ("eps", "norm", "n", "seed", "images_sha256", "weights")
+    if not isinstance(earlier, dict) or any(earlier.get(key) != summary[key] for key in same):
+        os.replace(folder / EVALUATION, folder / "evaluation.previous.json")
+        os.replace(folder / MASKS, folder / "masks.previous.npz")
+        return summary, masks
+    with np.load(folder / MASKS, allow_pickle=False) as arrays:
+        kept = {name: arrays[name] for name in earlier["attacks"] if name not in masks and name in arrays}
+    masks = {**masks, **kept}
+    return {
+        **summary,
+        "attacks": {**{name: earlier["attacks"][name] for name in kept}, **summary["attacks"]},
+        "union": _figure(np.logical_and.reduce(list(masks.values()))),
+        "warnings": list(dict.fromkeys([*earlier["warnings"], *summary["warnings"]])),
+    }, masks
+
+
+def check_attacks(names: Sequence[str]) -> None:
+    """RnasError for a name that is no attack, with the nearest ones."""
+    for name in names:
+        if name != "aa":
+            attack_named(name, 8 / 255)
 
 
 def model_folder(run: Path) -> Path:
@@ -142,11 +187,15 @@ def load(run: str | Path) -> torch.nn.Module:
 
 
 def _test_images(settings: Evaluate, folder: Path, meta: dict[str, Any]) -> tuple[str, Split]:
-    """The test images the network was made for, or those of --data; the first --limit of them."""
+    """The test images the network was made for, or those of --data; --limit of them, every class its share."""
     if settings.data is None:
         trained = read_json(folder / SETTINGS)
-        source = Source(**{**_paths(trained["source"]), "limit_per_class": None})
-        data = load_data(source, int(trained["seed"]))
+        try:
+            source = Source(**{**_paths(trained["source"]), "limit_per_class": None})
+            seed = int(trained["seed"])
+        except (KeyError, TypeError) as e:
+            raise RnasError(f"{folder / SETTINGS} does not say which images the network was trained on ({e})") from e
+        data = load_data(source, seed)
     else:
         size = meta["image_size"][0]
         data = images.load(settings.data, image_size=None if settings.data.endswith(".npz") else size)
@@ -157,7 +206,7 @@ def _test_images(settings: Evaluate, folder: Path, meta: dict[str, Any]) -> tupl
             f"{data.name} has images of {data.image_size}: the network in {folder} takes {meta['image_size']}"
         )
     n = min(settings.limit or len(data.test), len(data.test))
-    return data.name, data.test[torch.arange(n)]
+    return data.name, data.test[stratified(data.test.labels, n, seed=0).nonzero()[:, 0]]  # the same for every run
 
 
 def _paths(source: dict[str, Any]) -> dict[str, Any]:
@@ -175,7 +224,7 @@ def _partial_state(settings: Evaluate, folder: Path, eps: float, name: str) -> P
         "limit": settings.limit,
         "data": settings.data or name,
         "seed": settings.seed,
-        "weights": hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest(),
+        "weights": _weights(folder),
     }
     if settings.resume and (state / SETTINGS).exists():
         differing = [k for k, v in wanted.items() if read_json(state / SETTINGS).get(k) != v]

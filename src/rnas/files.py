@@ -60,5 +60,5 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except OSError as e:
         raise RnasError(f"cannot read {path}: {e.strerror}") from e
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise RnasError(f"{path} is not JSON: {e}") from e

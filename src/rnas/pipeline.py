@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from rnas.console import Console
-from rnas.evaluation import EVALUATION, evaluate_run
+from rnas.errors import RnasError
+from rnas.evaluation import EVALUATION, check_attacks, evaluate_run
 from rnas.export import export
+from rnas.nets.derived import check_image_size
 from rnas.nets.saved import load_model
 from rnas.report import write_report
 from rnas.runs import Run as Folder
 from rnas.search import GENOTYPE, search
 from rnas.settings import PAPER_ATTACKS, Evaluate, Perturbation, Run, Search, SearchSpace, Train
-from rnas.steps import choose_device
+from rnas.steps import choose_device, load_data
 from rnas.train import train
 
 
@@ -30,11 +32,15 @@ class Budget:
 def run(settings: Run, console: Console | None = None) -> Path:
     """Run the pipeline in `settings.out`; returns the path of the report.
 
-    What an earlier call with the same settings finished is not done again (`resume`).
+    What an earlier call with the same settings finished is not done again (`resume`). RnasError for bad input, before
+    anything is written.
     """
     console = console or Console(quiet=True)
     out = settings.out
-    budget = plan(settings)
+    data = load_data(settings.source, settings.seed)
+    budget = plan(settings, len(data.train))
+    check_image_size(data.image_size, 8, 4, "the search")
+    check_attacks(budget.evaluate.attacks)
     folder = Folder.open(out, settings, resume=settings.resume, device=str(choose_device(settings.device)))
     if not (out / "search" / GENOTYPE).exists():
         search(budget.search, console)
@@ -76,7 +82,15 @@ BUDGETS: dict[str, dict[str, dict[str, Any]]] = {
     "small": {  # own images on a CPU
         "space": {"cells": 5, "channels": 8},
         "attack": {},
-        "search": {"bound": "0.5x", "epochs": 8, "batch_size": 64, "lr": 0.025, "alpha_lr": 3e-3, "projection_lr": 0.4},
+        "search": {
+            "bound": "0.5x",
+            "epochs": 8,
+            "batch_size": 64,
+            "lr": 0.025,
+            "alpha_lr": 3e-3,
+            "projection_steps": 40,
+            "projection_lr": 0.4,
+        },
         "train": {"cells": 5, "channels": 16, "epochs": 20, "batch_size": 64, "drop_path": 0.0},
         "evaluate": {"attacks": ("fgsm", "pgd20", "cw"), "limit": 1000},
     },
@@ -84,8 +98,11 @@ BUDGETS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-def plan(settings: Run) -> Budget:
-    """The settings of each part of the run: the paper's, changed by the budget, changed by the options given."""
+def plan(settings: Run, images: int) -> Budget:
+    """The settings of each part of the run: the paper's, changed by the budget, changed by the options given.
+
+    A budget's batch shrinks to half of a small training set of `images`; one that was asked for does not.
+    """
     kind = settings.budget
     if kind == "auto":
         kind = "demo" if settings.source.data == "digits" else "small"
@@ -93,6 +110,17 @@ def plan(settings: Run) -> Budget:
 
     def override(part: str, **given: Any) -> None:
         changes[part] |= {name: value for name, value in given.items() if value is not None}
+
+    if kind != "paper":
+        for part in ("search", "train"):
+            changes[part]["batch_size"] = max(1, min(changes[part]["batch_size"], images // 2))
+    elif images // 2 < 128 and settings.batch_size is None:
+        raise RnasError(f"{settings.source.data} has {images} training images: too few for the paper's batches of 128")
+    if settings.batch_size is not None and settings.batch_size > images // 2:
+        raise RnasError(
+            f"{settings.source.data} has {images // 2} images in half of its training set: "
+            f"fewer than one batch of {settings.batch_size}; use a smaller --batch-size"
+        )
 
     override("space", channels=settings.channels)
     override("search", bound=settings.bound, batch_size=settings.batch_size)

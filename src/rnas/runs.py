@@ -25,13 +25,15 @@ class Run:
         self.folder = folder
 
     @staticmethod
-    def open(folder: Path, settings: Any, *, resume: bool, device: str) -> Run:
+    def open(folder: Path, settings: Any, *, resume: bool, device: str, facts: dict[str, Any] | None = None) -> Run:
         """Start a run in `folder`, or with `resume` go on with the same run there.
+
+        `facts` are what else makes the run what it is: the images, the genotype that a path led to.
 
         RnasError, and nothing written, if the folder holds another run, or this one and `resume` is not set, or
         cannot be written to.
         """
-        wanted = {"command": type(settings).__name__.lower(), **identity(settings)}
+        wanted = {"command": type(settings).__name__.lower(), **identity(settings), **(facts or {})}
         check_free(folder, wanted, resume)
         if not (folder / SETTINGS).exists():
             write_json(folder / ENVIRONMENT, environment(device, getattr(settings, "seed", None)))
@@ -57,6 +59,9 @@ def check_free(folder: Path, wanted: dict[str, Any], resume: bool) -> None:
         raise RnasError(f"{folder} is a file: --out names a folder")
     if not (folder / SETTINGS).exists():
         _check_writable(folder)
+        left = [name for name in (LOG, "checkpoint.pt") if (folder / name).exists()]
+        if left:
+            raise RnasError(f"{folder} holds {left[0]} but no {SETTINGS}: choose another --out")
         return
     found = read_json(folder / SETTINGS)
     if not isinstance(found, dict):

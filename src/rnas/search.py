@@ -14,19 +14,22 @@ import torch
 from rnas import checkpoint
 from rnas.console import Console
 from rnas.data import Split, batches, halves
+from rnas.data.dataset import stratified
 from rnas.errors import RnasError
 from rnas.files import replacing
 from rnas.genotype import Genotype
 from rnas.methods.projection import Projection
 from rnas.methods.rnas import Batch, Measured, Rnas
+from rnas.nets.derived import check_image_size
 from rnas.nets.fast import FastSupernet
-from rnas.runs import Run
+from rnas.runs import Run, read_log
 from rnas.settings import Bound, Search
 from rnas.steps import (
     Running,
     check_finite,
     choose_device,
     cosine,
+    fingerprint,
     load_data,
     reseed,
     set_lr,
@@ -60,8 +63,9 @@ class Plan:
             yield from self.batches(self.validation, _VALIDATION, epoch)
 
     def monitored(self, split: Split) -> list[Batch]:
-        """The first `monitor` images of a half, as they are."""
-        images = split[torch.arange(min(self.settings.monitor, len(split)))]
+        """`monitor` images of a half, of every class its share, as they are."""
+        chosen = stratified(split.labels, min(self.settings.monitor, len(split)), self.settings.seed)
+        images = split[chosen.nonzero()[:, 0].to(split.labels.device)]
         return list(batches(images, self.settings.batch_size, device=self.device))
 
 
@@ -91,7 +95,8 @@ class State:
         self.net.load_state_dict(saved["net"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.method.optimizer.load_state_dict(saved["alpha_optimizer"])
-        self.epoch, self.bound, self.history = saved["epoch"], saved["bound"], saved["history"]
+        self.epoch, self.bound = saved["epoch"], saved["bound"]
+        self.history = [[a.cpu() for a in point] for point in saved["history"]]
 
     def remember(self) -> None:
         self.history.append([a.detach().cpu().clone() for a in self.net.alphas])
@@ -105,6 +110,7 @@ def search(settings: Search, console: Console | None = None) -> Genotype:
     console = console or Console(quiet=True)
     device = choose_device(settings.device)
     data = load_data(settings.source, settings.seed)
+    check_image_size(data.image_size, 8, 4, "the supernet")
     train, validation = halves(data.train, settings.seed)
     plan = _plan(settings, train, validation, device)
     attack = training_attack(settings.perturbation, data)
@@ -114,7 +120,8 @@ def search(settings: Search, console: Console | None = None) -> Genotype:
     optimizer = torch.optim.SGD(net.thetas, settings.lr, settings.momentum, weight_decay=settings.weight_decay)
     state = State(net, optimizer, Rnas(net, attack, settings))
 
-    run = Run.open(settings.out, settings, resume=settings.resume, device=str(device))
+    facts = fingerprint(data)
+    run = Run.open(settings.out, settings, resume=settings.resume, device=str(device), facts=facts)
     saved = checkpoint.load(run.folder, device)
     if saved is None:
         state.remember()
@@ -131,6 +138,12 @@ def search(settings: Search, console: Console | None = None) -> Genotype:
         run.log(**event)
         state.save(run.folder)
         console.say(_line(event, settings.epochs))
+    last = read_log(run.folder)[-1]
+    if last["H"] is not None and last["F"] > last["H"]:
+        warning = f"the search ended with F = {last['F']:.3g} over its bound H = {last['H']:.3g}: more epochs or "
+        console.say(f"warning: {warning}--projection-steps bring it under")
+        if last["event"] == "epoch":
+            run.log(event="warning", message=f"{warning}projection steps bring it under", F=last["F"], H=last["H"])
     _save_alphas(run.folder, settings, state)
     genotype = net.genotype()
     genotype.save(run.folder / GENOTYPE)
@@ -182,6 +195,10 @@ def _epoch(plan: Plan, state: State, console: Console) -> dict[str, Any]:
         steps = settings.projection_steps or max(1, plan.iterations - iterations)
         projection = method.project(validation, monitored, state.bound, steps)
     on_train, on_validation = method.measure(plan.monitored(plan.train)), method.measure(monitored)
+    for measured in (on_train, on_validation):  # what the last step made of the network, before it is saved
+        for what, value in (("clean", measured.clean_loss), ("adversarial", measured.adversarial_loss)):
+            check_finite(torch.tensor(value), what, epoch, iterations)
+        check_finite(torch.tensor(measured.vulnerability), "vulnerability", epoch, iterations)
     if epoch == plan.warmup:
         state.bound = _bound(settings, on_validation.vulnerability)
     seconds = time.perf_counter() - started

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field
-from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,8 +25,9 @@ Features = Literal["raw", "standardized"]
 
 def parse_fraction(text: str) -> float:
     """A number such as `8/255` or `0.03`. ValueError if `text` is neither."""
+    numerator, _, denominator = text.partition("/")
     try:
-        return float(Fraction(text))
+        return float(numerator) / float(denominator or 1)
     except (ValueError, ZeroDivisionError):
         raise ValueError(f"'{text}' is no number: write 8/255 or 0.031") from None
 
@@ -50,6 +50,16 @@ def _at_least(settings: Any, low: float, *names: str) -> None:
         value = getattr(settings, name)
         if value is not None and not (math.isfinite(value) and value >= low):
             raise RnasError(f"{name.replace('_', '-')} is {value}: expected {low:g} or more")
+
+
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**31:
+        raise RnasError(f"seed is {seed}: expected 0 to {2**31 - 1}")
+
+
+def _check_clip(clip: float) -> None:
+    if not (math.isfinite(clip) and clip > 0):
+        raise RnasError(f"clip is {clip}: expected a number above 0")
 
 
 @dataclass(frozen=True)
@@ -194,6 +204,8 @@ class Search:
         if self.method not in METHODS:
             raise unknown("method", self.method, METHODS)
         Bound.parse(self.bound)
+        _check_seed(self.seed)
+        _check_clip(self.clip)
         _at_least(self, 1, "epochs", "batch_size", "projection_steps", "monitor")
         _at_least(
             self, 0, "warmup", "lr", "momentum", "weight_decay", "alpha_lr", "alpha_weight_decay", "projection_lr"
@@ -238,6 +250,8 @@ class Train:
     """Continue the run in this folder (or start it, if there is none)."""
 
     def __post_init__(self) -> None:
+        _check_seed(self.seed)
+        _check_clip(self.clip)
         _at_least(self, 1, "cells", "channels", "epochs", "batch_size")
         _at_least(self, 0, "lr", "momentum", "weight_decay", "trades_beta")
         if not 0 <= self.drop_path < 1:
@@ -259,7 +273,7 @@ class Evaluate:
     """Radius ε; by default 8/255 (l_inf; 16/255 for digits) or 0.5 (l2)."""
     norm: Literal["linf", "l2"] = "linf"
     limit: int | None = None
-    """Attack only the first N test images."""
+    """Attack only N test images, of every class its share."""
     data: str | None = None
     """Other images than the network was trained on (same classes)."""
     batch_size: int = 256
@@ -270,6 +284,7 @@ class Evaluate:
 
     def __post_init__(self) -> None:
         _check_eps(self.eps, self.norm)
+        _check_seed(self.seed)
         _at_least(self, 1, "limit", "batch_size")
         if not self.attacks:
             raise RnasError(f"attacks is empty: name some, such as {' '.join(PAPER_ATTACKS)}")
@@ -380,7 +395,7 @@ class Run:
     batch_size: int | None = None
     attacks: tuple[str, ...] | None = None
     limit: int | None = None
-    """Attack only the first N test images."""
+    """Attack only N test images, of every class its share."""
     eps: Size | None = None
     seed: int = 0
     device: Device = "auto"
@@ -389,6 +404,7 @@ class Run:
 
     def __post_init__(self) -> None:
         _check_eps(self.eps)
+        _check_seed(self.seed)
         if self.bound is not None:
             Bound.parse(self.bound)
         _at_least(self, 1, "cells", "channels", "search_epochs", "train_epochs", "batch_size", "limit")
@@ -445,7 +461,13 @@ NOT_IDENTITY = ("out", "resume", "device")
 
 def identity(settings: Any) -> dict[str, Any]:
     """The settings that make a run what it is, as JSON values: two runs with equal ones are the same run."""
-    return {k: _plain(v) for k, v in asdict(settings).items() if k not in NOT_IDENTITY}
+    plain = {k: _plain(v) for k, v in asdict(settings).items() if k not in NOT_IDENTITY}
+    source = plain.get("source")
+    if source and ("/" in source["data"] or source["data"].endswith(".npz") or Path(source["data"]).is_dir()):
+        source["data"] = str(Path(source["data"]).expanduser().resolve())  # the run may be read from another folder
+    if source and source["data_root"]:
+        source["data_root"] = str(Path(source["data_root"]).expanduser().resolve())
+    return plain
 
 
 def _plain(value: Any) -> Any:

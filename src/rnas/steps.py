@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +32,12 @@ def load_data(source: Source, seed: int) -> Dataset:
         limit_per_class=source.limit_per_class,
         seed=seed,
     )
+
+
+def fingerprint(data: Dataset) -> dict[str, Any]:
+    """What tells these training images from others under the same name, for the identity of a run."""
+    labels = hashlib.sha256(data.train.labels.cpu().numpy().tobytes()).hexdigest()[:16]
+    return {"images": {"train": len(data.train), "labels": labels, "statistics": [list(s) for s in data.statistics()]}}
 
 
 def training_attack(perturbation: Perturbation, data: Dataset) -> PGD:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from rnas import checkpoint, paper
@@ -27,6 +28,7 @@ from rnas.steps import (
     check_finite,
     choose_device,
     cosine,
+    fingerprint,
     load_data,
     reseed,
     set_lr,
@@ -57,7 +59,8 @@ def train(settings: Train, console: Console | None = None) -> nn.Module:
         net = zoo.build(name, len(data.classes), **options)
     else:
         net = zoo.build_genotype(genotype, len(data.classes), **options)
-    fit(net, data, settings, console)
+    facts = {"genotype": genotype.to_json()} if genotype else {}
+    fit(net, data, replace(settings, arch=name), console, facts)
     meta = {
         "arch": name,
         "genotype": genotype.to_json() if genotype else None,
@@ -105,8 +108,16 @@ class State:
         self.epoch = saved["epoch"]
 
 
-def fit(net: nn.Module, data: Dataset, settings: Train, console: Console | None = None) -> None:
+def fit(
+    net: nn.Module,
+    data: Dataset,
+    settings: Train,
+    console: Console | None = None,
+    facts: dict[str, Any] | None = None,
+) -> None:
     """Train any module (images in [0,1] to logits), in place, with log and checkpoints in `settings.out`.
+
+    `facts`, JSON values, are what else makes the run what it is: a resumed run must bring the same.
 
     Ends with the network in eval mode. RnasError for bad input, before anything is written.
     """
@@ -122,7 +133,8 @@ def fit(net: nn.Module, data: Dataset, settings: Train, console: Console | None 
     attack = None if settings.standard else training_attack(settings.perturbation, data)
     optimizer = torch.optim.SGD(net.parameters(), settings.lr, settings.momentum, weight_decay=settings.weight_decay)
     state = State(net, optimizer)
-    run = Run.open(settings.out, settings, resume=settings.resume, device=str(device))
+    facts = {**fingerprint(data), **(facts or {})}
+    run = Run.open(settings.out, settings, resume=settings.resume, device=str(device), facts=facts)
     saved = checkpoint.load(run.folder, device)
     if saved is not None:
         state.restore(saved)
@@ -169,6 +181,8 @@ def _epoch(
             check_finite(loss, "training", epoch, step)
             running.add(loss, logits, y)
             advance(1)
+    with torch.no_grad():  # what the last step made of the network, before it is saved
+        check_finite(F.cross_entropy(net.eval()(x), y), "final", epoch, steps)
     seconds = time.perf_counter() - started
     accuracies = {"clean_accuracy": None, "adversarial_accuracy": None}
     return {

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rnas.errors import RnasError
+
 ROUND = 5  # gradient steps between two updates of the multiplier
 STIFFNESS = 4.0  # penalty times ‖∇g‖²: how much stiffer the augmented term is than ½‖α − α_p‖²
 GROWTH = 2.0  # of the stiffness, where a round did not bring the violation down to SUFFICIENT of itself
@@ -60,6 +62,8 @@ def project(
         g = (vulnerability() - target) / scale
         pull = torch.autograd.grad(g, alphas, allow_unused=True, materialize_grads=True)  # ∇g
         value = g.item()
+        if not math.isfinite(value):
+            raise RnasError(f"F became {value * scale + target} in the projection, step {k}: the weights have diverged")
         penalty = stiffness / max(_dot(pull, pull), 1e-30)
         force = max(0.0, multiplier + penalty * value)  # of the augmented Lagrangian, by g
         slope = [a.detach() - a0 + force * p for a, a0, p in zip(alphas, start, pull, strict=True)]
@@ -83,7 +87,7 @@ def project(
             measured, distance = measure(), _distance(alphas, start)
             if measured <= bound and (best is None or distance < best[0]):
                 best = distance, measured, [a.detach().clone() for a in alphas]
-            if stationary:
+            if stationary and measured <= bound:
                 break
             if measured > bound and value <= margin:  # the samples see a smaller F than what is measured: aim lower
                 target *= (1 - margin) * bound / measured
