@@ -142,16 +142,22 @@ def _colored(pixels: NDArray[np.float32], both: Sequence[NDArray[np.float32]]) -
     return np.asarray(colormaps["viridis"](share, bytes=True)[..., :3], dtype=np.uint8)
 
 
-def distortion_figure(networks: Sequence[Measured], columns: int = 1) -> Drawing:
+def distortion_figure(networks: Sequence[Measured]) -> Drawing:
     """Distortion by layer, logarithmic; networks that have the same layers in one panel (Fig. 3)."""
+    panels = distortion_panels(networks)
+    if not panels:
+        return Drawing(360, 40, "Distortion by layer", "No layer is distorted at all.", [Text(8, 24, "no distortion")])
+    return arranged(panels, 1, "Distortion by layer")
+
+
+def distortion_panels(networks: Sequence[Measured]) -> list[Drawing]:
+    """The panels of `distortion_figure`, each with its legend; none where there is no distortion at all."""
     named: list[Distorted] = [(n.name, theme.series(i), n.record) for i, n in enumerate(networks)]
     panels = []
     for drawing, members in distortion_drawings(named):
         _add_legend(drawing, members)
         panels.append(drawing)
-    if not panels:
-        return Drawing(360, 40, "Distortion by layer", "No layer is distorted at all.", [Text(8, 24, "no distortion")])
-    return arranged(panels, columns, "Distortion by layer")
+    return panels
 
 
 def _add_legend(drawing: Drawing, members: Sequence[Distorted]) -> None:

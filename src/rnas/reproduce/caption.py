@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from pathlib import Path
 
 from rnas.report.words import CW_CAVEAT, count, eps_name
 from rnas.reproduce.budgets import BUDGETS, cuts
-from rnas.reproduce.plan import TABLE_DATA, Plan
+from rnas.reproduce.plan import Plan
 from rnas.reproduce.results import threats
 
 WHAT = {
@@ -31,7 +31,7 @@ def caption(plan: Plan) -> list[str]:
     if settings.what == "fig4":
         return [*sentences, "Drawn from the published genotypes; nothing was trained."]
     found = threats(plan)
-    sentences.append(_data(plan, found.data))
+    sentences.append(_data(plan))
     if plan.kind == "table":
         sentences.append(
             "Accuracy in percent"
@@ -39,6 +39,8 @@ def caption(plan: Plan) -> list[str]:
             + " [95 % Wilson interval: what the number of test images leaves open]; then the paper's figure and, in "
             "brackets, ours minus the paper's."
         )
+    if settings.what in ("fig1", "fig5"):
+        sentences.append("One seed." if settings.seeds == 1 else f"Means over {settings.seeds} seeds.")
     if found.images:
         attacked = " or ".join(eps_name(e, "linf") for e in found.eps)
         sentences.append(f"{' or '.join(map(count, found.images))} test images, l∞ attacks with ε = {attacked}.")
@@ -58,12 +60,12 @@ def caption(plan: Plan) -> list[str]:
     return sentences
 
 
-def _data(plan: Plan, names: Sequence[str]) -> str:
+def _data(plan: Plan) -> str:
     settings = plan.settings
     note = f" ({settings.data_note})" if settings.data_note else ""
+    shown = ", ".join(dict.fromkeys(Path(row.data).name for row in plan.rows))
     if settings.data is None:
-        return f"Images: {', '.join(names) or TABLE_DATA[plan.number]}{note}." if names else "Not evaluated yet."
-    shown = ", ".join(names) or settings.data.rsplit("/", 1)[-1]
+        return f"Images: {shown}{note}."
     warning = "the paper's figures are of its own images, so differences from them mean little"
     return f"Images: {shown}{note}, given with --data in place of the paper's: {warning}."
 

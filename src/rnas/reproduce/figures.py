@@ -10,8 +10,8 @@ from rnas.errors import RnasError
 from rnas.genotype import Genotype
 from rnas.report import cells_drawing, theme
 from rnas.report.charts import Bubble, Mark, bubble_chart, dot_chart, percent
-from rnas.report.distortion import Maps, deep_layer, depths, distortion_figure, feature_figure, maps_of, read_measured
-from rnas.report.drawing import Drawing, arranged
+from rnas.report.distortion import Maps, deep_layer, depths, distortion_panels, feature_figure, maps_of, read_measured
+from rnas.report.drawing import Drawing, Text, arranged
 from rnas.reproduce.plan import AT, ST, Plan, Row
 from rnas.reproduce.results import Value, collect, evaluation, value
 
@@ -47,6 +47,7 @@ def trade_off(plan: Plan, failed: Mapping[Path, str]) -> Drawing:
         description="; ".join(f"{b.name}: clean {percent(b.x)}, AutoAttack {percent(b.y)}" for b in bubbles) + ".",
         across_name="clean accuracy →",
         up_name="↑ accuracy under AutoAttack",
+        form=lambda share: f"{100 * share:.3g}\u202f%",
         width=620,
         height=460,
     )
@@ -76,12 +77,11 @@ def distortion_by_layer(plan: Plan) -> Drawing:
     panels = []
     for row in plan.rows:
         networks = [
-            read_measured(folder, f"{row.model}, {training.upper()}")
+            read_measured(folder, training.upper())
             for training in (ST, AT)
             if (folder := row.runs[training][0] / "distortion").exists()
         ]
-        if networks:
-            panel = distortion_figure(networks)
+        for panel in distortion_panels(networks):
             panel.title = f"{row.model}, {Path(row.data).stem}"
             panels.append(panel)
     if not panels:
@@ -115,7 +115,13 @@ def bounds(plan: Plan) -> Drawing:
             panels.append(dot_chart(rows, title=Path(data).stem, description=described + ".", join=True))
     if not panels:
         raise _nothing(plan)
-    return arranged(panels, len(panels), "Clean (open) and PGD-20 (filled) accuracy against the bound H")
+    out = arranged(panels, len(panels), "Clean (open) and PGD-20 (filled) accuracy against the bound H")
+    out.shapes += [
+        Text(8, out.height + 4, "○ clean accuracy", 12, "clean"),
+        Text(130, out.height + 4, "● PGD-20 accuracy", 12, "adversarial"),
+    ]
+    out.height += 16
+    return out
 
 
 def _measured(row: Row, key: str) -> Value | None:

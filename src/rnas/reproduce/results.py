@@ -130,7 +130,6 @@ class Threats:
     """What the evaluations of a plan attacked, how strongly, and what they warn of."""
 
     networks: int
-    data: tuple[str, ...]
     images: tuple[int, ...]
     eps: tuple[float, ...]
     warnings: Mapping[str, int]
@@ -147,7 +146,6 @@ def threats(plan: Plan) -> Threats:
             check_evaluation(found[-1], path)
     return Threats(
         len(found),
-        tuple(dict.fromkeys(str(e["dataset"]) for e in found)),
         tuple(sorted({int(e["n"]) for e in found})),
         tuple(sorted({float(e["eps"]) for e in found})),
         Counter(text.partition(":")[0] for e in found for text in e["warnings"]),
