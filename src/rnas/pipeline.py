@@ -64,7 +64,7 @@ def run(settings: Run, console: Console | None = None) -> Path:
 BUDGETS: dict[str, dict[str, dict[str, Any]]] = {
     "demo": {  # digits at 16x16: what a few minutes of two cores can do
         "space": {"cells": 3, "channels": 8},
-        "attack": {"attack_steps": 5},
+        "attack": {"attack_steps": 4},
         "search": {
             "bound": "0.5x",
             "epochs": 5,
@@ -74,7 +74,7 @@ BUDGETS: dict[str, dict[str, dict[str, Any]]] = {
             "alpha_lr": 0.01,
             "projection_steps": 30,
             "projection_lr": 0.4,
-            "monitor": 128,
+            "monitor": 64,
         },
         "train": {"cells": 3, "channels": 8, "epochs": 8, "batch_size": 64, "drop_path": 0.0},
         "evaluate": {"attacks": ("fgsm", "pgd20", "cw")},
