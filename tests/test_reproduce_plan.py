@@ -94,6 +94,7 @@ def test_tables_and_figures_share_their_runs() -> None:
     assert {step.out for step in trainings(fig1)} == adversarial
     rnas_l = next(step.out for step in trainings(table1) if step.arch == "RNAS-L" and not step.standard)
     assert rnas_l in {step.out for step in trainings(fig5)}
+    assert not searches(plan_of("fig5", bounds=("0.0001", "1e-5")))  # RNAS-H and RNAS-L, however H is written
     on_cifar10 = {step.out for step in trainings(fig3) if step.source.data == "cifar10"}
     assert on_cifar10 <= {step.out for step in trainings(table1)}
     on_cifar100 = {step.out for step in trainings(fig5) if step.source.data == "cifar100"}

@@ -101,6 +101,7 @@ def test_fig2_shows_feature_maps_of_both_trainings(tmp_path: Path) -> None:
     assert "AT conv4_3" in text
     assert text.count("<image") == 2 * 8 * (2 + 2 * 5)  # clean and adversarial, channels, conv4_3 and five depths
     assert "digits, given with --data" in note.read_text()
+    assert "2 test images, l∞ attacks with ε = 16/255" in note.read_text()  # of the distortion
 
 
 def test_other_settings_are_another_evaluation(tmp_path: Path) -> None:

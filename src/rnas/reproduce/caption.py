@@ -52,7 +52,7 @@ def caption(plan: Plan) -> list[str]:
             "The published RNAS-H stands at H = 1e-4, RNAS-L at 1e-5; at every other H a cell was searched. The "
             "paper's text does not list the bounds of its figure: these are our choice."
         )
-    if settings.what in ("fig2", "fig3"):
+    if plan.distorts:
         sentences.append("Networks of seed 0; PGD in eval mode.")
     if found.warnings:
         warned = "; ".join(f"{text} ({n} of {found.networks} networks)" for text, n in found.warnings.items())
@@ -73,7 +73,7 @@ def _data(plan: Plan) -> str:
 def _budget(plan: Plan) -> str:
     settings = plan.settings
     searched = any(path.name.startswith("search-") for path in plan.steps)
-    parts = ("source", *(("space", "search") if searched else ()), "train", "evaluate")
+    parts = ("source", *(("space", "search") if searched else ()), "train", *(() if plan.distorts else ("evaluate",)))
     cut = cuts(settings.budget, tuple(p for p in parts if p in BUDGETS[settings.budget]))
     if not cut:
         return "Budget paper: the settings of §5.1."

@@ -18,6 +18,7 @@ from rnas.reproduce.budgets import BUDGETS
 from rnas.settings import (
     METHODS,
     PAPER_ATTACKS,
+    Bound,
     Distortion,
     Evaluate,
     Reproduce,
@@ -68,6 +69,11 @@ class Plan:
         """Of the table or figure."""
         return int(self.settings.what[-1])
 
+    @property
+    def distorts(self) -> bool:
+        """Whether it is a figure of distortions: its networks are not evaluated."""
+        return self.settings.what in ("fig2", "fig3")
+
 
 def make_plan(settings: Reproduce) -> Plan:
     """The runs that `settings.what` needs."""
@@ -76,7 +82,7 @@ def make_plan(settings: Reproduce) -> Plan:
         _plan_table(plan, plan.number)
     elif plan.number == 1:
         _plan_table(plan, 1, (AT,))
-    elif plan.number in (2, 3):
+    elif plan.distorts:
         _plan_distortion(plan)
     elif plan.number == 5:
         _plan_bounds(plan)
@@ -153,9 +159,15 @@ def _plan_bounds(plan: Plan) -> None:
         for bound in plan.settings.bounds:
             folders = []
             for seed in range(plan.settings.seeds):
-                arch = PUBLISHED_BOUNDS.get(bound) or str(_search(plan, "rnas", bound, home, seed))
+                arch = _published_cell(bound) or str(_search(plan, "rnas", bound, home, seed))
                 folders.append(_network(plan, arch, data, AT, seed, ("pgd20",)))
             plan.rows.append(Row(bound, data, {AT: tuple(folders)}))
+
+
+def _published_cell(bound: str) -> str | None:
+    """The published architecture that was found under `bound`, however it is written."""
+    wanted = Bound.parse(bound)
+    return next((cell for text, cell in PUBLISHED_BOUNDS.items() if Bound.parse(text) == wanted), None)
 
 
 def _data(plan: Plan, name: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from rnas import paper
 from rnas.files import read_json
-from rnas.report.read import check_evaluation
+from rnas.report.read import check_evaluation, read_distortion
 from rnas.reproduce.plan import AT, ST, Plan, Row
 
 KEYS = ("clean", "fgsm", "pgd20", "pgd100", "cw", "aa")
@@ -116,13 +116,21 @@ def wilson(share: float, n: int, z: float = 1.959963984540054) -> tuple[float, f
 
 def evaluation(folder: Path, key: str) -> tuple[float, int] | None:
     """Accuracy under the attack `key` (or clean) and the number of images; None if it was not evaluated."""
+    found = _evaluation(folder)
+    if found is None:
+        return None
+    entry = found["clean"] if key == "clean" else found["attacks"].get(key)
+    return None if entry is None else (float(entry["accuracy"]), int(found["n"]))
+
+
+def _evaluation(folder: Path) -> dict[str, Any] | None:
+    """A folder's evaluation.json, checked; None if there is none."""
     path = folder / "evaluation.json"
     if not path.exists():
         return None
-    found = read_json(path)
+    found: dict[str, Any] = read_json(path)
     check_evaluation(found, path)
-    entry = found["clean"] if key == "clean" else found["attacks"].get(key)
-    return None if entry is None else (float(entry["accuracy"]), int(found["n"]))
+    return found
 
 
 @dataclass(frozen=True)
@@ -137,18 +145,17 @@ class Threats:
 
 
 def threats(plan: Plan) -> Threats:
-    """The evaluations that lie in the plan's folders."""
-    paths = dict.fromkeys(f / "evaluation.json" for row in plan.rows for runs in row.runs.values() for f in runs)
-    found = []
-    for path in paths:
-        if path.exists():
-            found.append(read_json(path))
-            check_evaluation(found[-1], path)
+    """The evaluations that lie in the plan's folders; for Fig. 2 and 3 the measured distortions."""
+    folders = dict.fromkeys(folder for row in plan.rows for runs in row.runs.values() for folder in runs)
+    found: list[dict[str, Any]] = []
+    for folder in folders:
+        record = read_distortion(folder / "distortion" / "distortion.json") if plan.distorts else _evaluation(folder)
+        found += [record] if record else []
     return Threats(
         len(found),
         tuple(sorted({int(e["n"]) for e in found})),
         tuple(sorted({float(e["eps"]) for e in found})),
-        Counter(text.partition(":")[0] for e in found for text in e["warnings"]),
+        Counter(text.partition(":")[0] for e in found for text in e.get("warnings", [])),
     )
 
 
