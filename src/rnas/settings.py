@@ -94,7 +94,7 @@ class Source:
     """Which images."""
 
     data: str = "digits"
-    """digits, cifar10, cifar100, svhn, tiny-imagenet, a path to an .npz, or a folder of class folders."""
+    """digits, cifar10, cifar100, svhn, svhn-extra, tiny-imagenet, an .npz file, or a folder of class folders."""
     data_root: Path | None = None
     """Where the named data sets lie or are downloaded to."""
     image_size: int | None = None
@@ -425,7 +425,7 @@ class Data:
     """Download a data set, or verify the one that is there, and print its counts."""
 
     name: Positional[str]
-    """digits, cifar10, cifar100, svhn or tiny-imagenet."""
+    """digits, cifar10, cifar100, svhn, svhn-extra or tiny-imagenet."""
     data_root: Path | None = None
     """Where it lies, or shall lie."""
     mirror: str | None = None
