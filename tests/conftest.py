@@ -2,7 +2,7 @@
 
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: see rnas.cli
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # before torch: see rnas.cli
 
 import pytest
 import torch

@@ -15,9 +15,9 @@ from rnas.console import Console
 from rnas.errors import RnasError
 from rnas.settings import Compare, Data, Distortion, Evaluate, Export, Report, Reproduce, Run, Search, Train, Zoo
 
-# Threads that wait by spinning slow each other down without bound where other programs share the cores (measured: a
-# training step 40 times slower beside busy neighbours). OpenMP reads this when torch is imported.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Threads that spin for long while they wait slow each other down without bound where other programs share the cores;
+# ones that never spin are slow on idle cores (docs/decisions/004). OpenMP reads this when torch is imported.
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 _Sub = tyro.conf.subcommand
 Command = (
