@@ -315,6 +315,17 @@ def test_a_black_box_attack_that_wins_is_noticed() -> None:
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_fab_projection_beside_a_harder_image(norm: Norm) -> None:
+    """A plane out of reach, with a coordinate that does not matter: its answer does not depend on its neighbours."""
+    t = torch.full((2, 4), 0.5)
+    w = torch.tensor([[1.0, 2.0, 0.0, 1.0], [1.0, 0.1, 0.01, 3.0]])
+    rise = torch.tensor([9.0, 1.9])
+    alone, beside = projection(t[:1], w[:1], rise[:1], norm), projection(t, w, rise, norm)
+    assert torch.isfinite(beside).all()
+    torch.testing.assert_close(beside[:1], alone)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
 @settings(max_examples=50, deadline=None)
 @given(seed=st.integers(0, 10_000), size=st.integers(1, 40))
 def test_fab_projection_reaches_the_plane_and_nothing_nearer_does(norm: Norm, seed: int, size: int) -> None:

@@ -182,7 +182,7 @@ class _Run:
     def batch(self, indices: NDArray[np.intp]) -> tuple[Tensor, Tensor]:
         """The images and labels at `indices`, on the model's device."""
         at = torch.from_numpy(indices)
-        return self.x[at.to(self.x.device)].to(self.device), self.y[at.to(self.y.device)].to(self.device)
+        return self.x[at.to(self.x.device)].detach().to(self.device), self.y[at.to(self.y.device)].to(self.device)
 
     def batches(self, where: Mask) -> Iterator[NDArray[np.intp]]:
         """The indices of the images `where`, a batch at a time."""

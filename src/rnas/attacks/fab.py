@@ -162,7 +162,7 @@ def projection(t: Tensor, w: Tensor, rise: Tensor, norm: Norm) -> Tensor:
         moving = (rate * (limit > travel.unsqueeze(1))).sum(1)
         if not ((wanted - gained > tolerance) & (moving > 0)).any():
             break
-        # Where nothing moves any more, the plane is out of reach: λ = ∞, the corner.
-        travel = torch.where(moving > 0, travel + (wanted - gained).clamp(min=0) / moving, torch.inf)
+        # Where nothing moves any more, the plane is out of reach: the largest λ (∞ · 0 is no number), the corner.
+        travel = torch.where(moving > 0, travel + (wanted - gained).clamp(min=0) / moving, torch.finfo(t.dtype).max)
         gained = (slope * torch.minimum(travel.unsqueeze(1) * speed, room)).sum(1)
     return (direction * torch.minimum(travel.unsqueeze(1) * speed, room)).view(shape)
