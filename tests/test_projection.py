@@ -36,9 +36,7 @@ def test_onto_a_ball(radius: float) -> None:
     assert result.after <= radius**2
     assert result.distance == pytest.approx(norm(away) - radius, abs=1e-2)
     # Stationarity, α_p − α + λ∇g = 0 with ∇g = 2(α_p − c)/H, fixes the multiplier.
-    assert result.multiplier == pytest.approx(
-        (norm(away) / radius - 1) * radius**2 / (2 * radius**2) * radius**2, rel=0.05
-    )
+    assert result.multiplier == pytest.approx((norm(away) / radius - 1) * radius**2 / 2, rel=0.05)
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-5])

@@ -125,7 +125,8 @@ def evaluate_run(settings: Evaluate, console: Console | None = None) -> Result:
     summary = {**result.summary, "dataset": name, "model": str(meta["arch"]), "weights": _weights(folder)}
     summary, masks = _with_earlier(folder, summary, result.masks)
     _save_npz(folder / MASKS, {**masks, "labels": y.numpy()})
-    _save_examples(folder, model, x[:PICTURED].to(device), y[:PICTURED].to(device), eps, settings)
+    spread = torch.linspace(0, len(y) - 1, min(PICTURED, len(y))).long()  # test sets are often sorted by class
+    _save_examples(folder, model, x[spread].to(device), y[spread].to(device), eps, settings)
     write_json(folder / EVALUATION, summary)
     shutil.rmtree(state)
     for line in _lines(folder.name, summary):

@@ -140,10 +140,12 @@ def search(settings: Search, console: Console | None = None) -> Genotype:
         console.say(_line(event, settings.epochs))
     last = read_log(run.folder)[-1]
     if last["H"] is not None and last["F"] > last["H"]:
-        warning = f"the search ended with F = {last['F']:.3g} over its bound H = {last['H']:.3g}: more epochs or "
-        console.say(f"warning: {warning}--projection-steps bring it under")
+        message = (
+            f"the search ended with F = {last['F']:.3g} over its bound H = {last['H']:.3g}: more epochs or steps help"
+        )
+        console.say(f"warning: {message} (--epochs, --projection-steps)")
         if last["event"] == "epoch":
-            run.log(event="warning", message=f"{warning}projection steps bring it under", F=last["F"], H=last["H"])
+            run.log(event="warning", message=message, F=last["F"], H=last["H"])
     _save_alphas(run.folder, settings, state)
     genotype = net.genotype()
     genotype.save(run.folder / GENOTYPE)
