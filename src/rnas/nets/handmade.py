@@ -75,17 +75,17 @@ def vgg16(classes: int, mean: Statistics, std: Statistics) -> nn.Sequential:
     return network
 
 
-def resnet18(classes: int, mean: Statistics, std: Statistics) -> nn.Sequential:
-    """ResNet18 (He et al. 2016)."""
-    network = _start(mean, std, *_conv_bn_relu(3, 64, 3))
-    c_in = 64
-    for stage, c_out in enumerate((64, 128, 256, 512), 1):
+def resnet18(classes: int, mean: Statistics, std: Statistics, width: int = 64) -> nn.Sequential:
+    """ResNet18 (He et al. 2016), whose first stage has `width` channels."""
+    network = _start(mean, std, *_conv_bn_relu(3, width, 3))
+    c_in = width
+    for stage, c_out in enumerate((width, 2 * width, 4 * width, 8 * width), 1):
         stride = 1 if stage == 1 else 2
         network.add_module(
             f"stage{stage}", nn.Sequential(_basic_block(c_in, c_out, stride), _basic_block(c_out, c_out, 1))
         )
         c_in = c_out
-    network.add_module("classifier", _classifier(512, classes))
+    network.add_module("classifier", _classifier(c_in, classes))
     return network
 
 
