@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from rnas.attacks import APGD, CW, FAB, PGD, Attack, AutoAttack, Square, attack_named, evaluation, run_attacks, trust
 from rnas.attacks.autoattack import standard
-from rnas.attacks.evaluation import NAMES, STATE
+from rnas.attacks.evaluation import NAMES
 from rnas.attacks.fab import projection
 from rnas.attacks.norms import Norm, distance
+from rnas.attacks.state import STATE
 from rnas.errors import RnasError
 from rnas.frozen import Model
 from test_attacks_basics import images, small_net
