@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -246,6 +247,160 @@ def test_a_state_of_another_evaluation_is_refused(tmp_path: Path) -> None:
         (tmp_path / STATE).write_text(damaged)
         with pytest.raises(RnasError, match=STATE):
             run_attacks(net, x, y, ["fgsm"], eps=EPS, state=tmp_path)
+
+
+class Doubled(nn.Module):
+    """The weights of another network with a forward of its own."""
+
+    def __init__(self, net: nn.Module, factor: float = 2.0) -> None:
+        super().__init__()
+        self.net, self.factor = net, factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.factor * self.net(x)  # type: ignore[no-any-return]
+
+
+class Shifted(Doubled):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x) + 0 * self.factor  # type: ignore[no-any-return]
+
+
+class Named(Doubled):
+    pass
+
+
+class Rounded(torch.autograd.Function):
+    """Rounding, with the gradient of the identity as a stand-in for its own."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return (4 * x).round() / 4
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+def others() -> dict[str, tuple[Model, Model]]:
+    """Pairs of models that share weights, or that nothing but their answers or gradients tells apart."""
+    net, _, _ = fitted()
+    return {
+        "callables": (lambda x: net(x), lambda x: 2 * net(x)),
+        "forwards": (Doubled(net), Shifted(net)),
+        "attributes": (Doubled(net), Doubled(net, 3.0)),
+        "classes": (Doubled(net), Named(net)),
+        "stand-ins": (lambda x: net((4 * x).round() / 4), lambda x: net(Rounded.apply(x))),
+    }
+
+
+@pytest.mark.parametrize("pair", others())
+def test_a_state_of_another_model_is_refused(pair: str, tmp_path: Path) -> None:
+    _, x, y = fitted()
+    one, other = others()[pair]
+    run_attacks(one, x, y, ["fgsm"], eps=EPS, state=tmp_path)
+    run_attacks(one, x, y, ["fgsm"], eps=EPS, state=tmp_path)
+    with pytest.raises(RnasError, match=r"another evaluation \(other (model|answers|gradients)"):
+        run_attacks(other, x, y, ["fgsm"], eps=EPS, state=tmp_path)
+
+
+def test_a_state_is_known_again_in_another_mode_by_another_name_and_after_rounding(tmp_path: Path) -> None:
+    net, x, y = fitted()
+    run_attacks(net, x, y, ["fgsm"], eps=EPS, state=tmp_path / "module")
+    run_attacks(net.train(), x, y, ["fgsm"], eps=EPS, state=tmp_path / "module")
+    net.eval()
+    run_attacks(lambda x: net(x), x, y, ["fgsm"], eps=EPS, state=tmp_path / "callable")
+    run_attacks(lambda z: net(z * (1 + 1e-6)), x, y, ["fgsm"], eps=EPS, state=tmp_path / "callable")
+
+
+def test_a_randomised_model_can_be_resumed(tmp_path: Path) -> None:
+    net, x, y = fitted()
+
+    def noisy(x: Tensor) -> Tensor:
+        return net(x + 0.1 * torch.randn_like(x))  # type: ignore[no-any-return]
+
+    first = run_attacks(noisy, x, y, ["fgsm"], eps=EPS, state=tmp_path)
+    again = run_attacks(noisy, x, y, ["fgsm"], eps=EPS, state=tmp_path)
+    # What is broken stays so; the clean pass, which is not kept, may differ.
+    assert not (again.masks["fgsm"] & ~first.masks["fgsm"] & first.masks["clean"]).any()
+
+
+class Clock:
+    """Every batch takes a second for each image that it holds."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        genuine = evaluation.confirmed
+
+        def counted(attack: Attack, plain: Model, net: Model, x: Tensor, y: Tensor) -> Tensor:
+            self.now += len(x)
+            return genuine(attack, plain, net, x, y)
+
+        monkeypatch.setattr(evaluation, "confirmed", counted)
+        monkeypatch.setattr(evaluation.time, "perf_counter", lambda: self.now)
+
+
+@pytest.mark.parametrize("names", [["aa", "apgd-ce", "square"], ["square", "apgd-ce", "aa"]])
+def test_seconds_are_what_an_attack_took_whoever_ran_it_first(
+    names: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, x, y = fitted()
+    Clock(monkeypatch)
+    alone = {name: run_attacks(net, x, y, [name], eps=EPS, batch_size=7).seconds[name] for name in names}
+    assert alone["aa"] > alone["apgd-ce"] == alone["square"] == 24
+    told: dict[str, float] = {}
+    together = run_attacks(
+        net, x, y, names, eps=EPS, batch_size=7, progress=lambda *a: told.update({a[0].partition("/")[0]: a[4]})
+    )
+    assert together.seconds == pytest.approx(alone)
+    assert told[names[0]] == pytest.approx(alone[names[0]])
+    calls = 0
+
+    def kill(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 6:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run_attacks(net, x, y, names, eps=EPS, batch_size=7, state=tmp_path, progress=kill)
+    resumed = run_attacks(net, x, y, names, eps=EPS, batch_size=7, state=tmp_path)
+    assert resumed.seconds == pytest.approx(alone, rel=1e-3)
+
+
+def torn(path: Path, after: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on the process dies at the `after`-th file: written beside its place, not yet renamed into it."""
+    genuine, calls = os.replace, 0
+
+    def replace(source: Path, target: Path) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == after:
+            (path / "left behind.tmp").write_bytes(Path(source).read_bytes()[:100])  # what no cleaning up reached
+            raise Killed
+        genuine(source, target)
+
+    monkeypatch.setattr("rnas.files.os.replace", replace)
+
+
+def test_a_kill_between_writing_and_renaming_a_file_loses_one_batch(tmp_path: Path) -> None:
+    net, x, y = fitted()
+    names = ["fgsm", "aa"]
+    whole = run_attacks(net, x, y, names, eps=EPS, batch_size=12)
+    after, died = 0, True
+    while died:
+        after += 1
+        folder = tmp_path / str(after)
+        folder.mkdir()
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            torn(folder, after, monkeypatch)
+            try:
+                run_attacks(net, x, y, names, eps=EPS, batch_size=12, state=folder)
+                died = False
+            except Killed:
+                pass
+        resumed = run_attacks(net, x, y, names, eps=EPS, batch_size=12, state=folder)
+        assert all(np.array_equal(whole.masks[name], resumed.masks[name]) for name in whole.masks)
+    assert after > 6
 
 
 @pytest.mark.parametrize("name", ["", "pgd", "pgd0", "pgd20-all", "auto-attack", "PGD20", "fgsm "])

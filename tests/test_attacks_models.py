@@ -1,4 +1,4 @@
-"""What a model may answer: float64 and no gradients where none are needed; all else is one clear error, or a warning."""
+"""What a model may answer: float64, no gradients where none are needed; else one clear error, or a warning."""
 
 from __future__ import annotations
 
