@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from rnas.attacks import APGD, CW, FAB, PGD, Attack, AutoAttack, Square, attack_named, evaluation, run_attacks, trust
+from rnas.attacks import (
+    APGD,
+    CW,
+    FAB,
+    FGSM,
+    PGD,
+    Attack,
+    AutoAttack,
+    Square,
+    attack_named,
+    evaluation,
+    run_attacks,
+    trust,
+)
 from rnas.attacks.autoattack import standard
 from rnas.attacks.evaluation import NAMES
 from rnas.attacks.fab import projection
@@ -289,6 +303,8 @@ def others() -> dict[str, tuple[Model, Model]]:
         "forwards": (Doubled(net), Shifted(net)),
         "attributes": (Doubled(net), Doubled(net, 3.0)),
         "classes": (Doubled(net), Named(net)),
+        "offsets": (lambda x: net(x), lambda x: net(x) + 1),
+        "black boxes": (lambda x: net(x).detach(), lambda x: 2 * net(x).detach()),
         "stand-ins": (lambda x: net((4 * x).round() / 4), lambda x: net(Rounded.apply(x))),
     }
 
@@ -297,10 +313,10 @@ def others() -> dict[str, tuple[Model, Model]]:
 def test_a_state_of_another_model_is_refused(pair: str, tmp_path: Path) -> None:
     _, x, y = fitted()
     one, other = others()[pair]
-    run_attacks(one, x, y, ["fgsm"], eps=EPS, state=tmp_path)
-    run_attacks(one, x, y, ["fgsm"], eps=EPS, state=tmp_path)
+    run_attacks(one, x, y, ["square"], eps=EPS, state=tmp_path)
+    run_attacks(one, x, y, ["square"], eps=EPS, state=tmp_path)
     with pytest.raises(RnasError, match=r"another evaluation \(other (model|answers|gradients)"):
-        run_attacks(other, x, y, ["fgsm"], eps=EPS, state=tmp_path)
+        run_attacks(other, x, y, ["square"], eps=EPS, state=tmp_path)
 
 
 def test_a_state_is_known_again_in_another_mode_by_another_name_and_after_rounding(tmp_path: Path) -> None:
@@ -418,6 +434,80 @@ def test_every_listed_attack_exists_and_steps_are_a_quarter_of_eps() -> None:
     assert attack_named("cw", 8 / 255, seed=None) == CW()
 
 
+def counting(net: nn.Module) -> tuple[Model, list[int]]:
+    """The network, and how many images it is asked about, question by question."""
+    asked: list[int] = []
+
+    def model(x: Tensor) -> Tensor:
+        asked.append(len(x))
+        return net(x)  # type: ignore[no-any-return]
+
+    return model, asked
+
+
+def test_no_more_images_than_the_batch_size_are_worked_on_at_a_time() -> None:
+    """What bounds the memory, with nine targets and the self-checks too."""
+    net, x, y = fitted(12)
+    model, asked = counting(net)
+    names = ["fgsm", "pgd3", "pgd3-any", "cw", "cw-l2", "aa"]
+    run_attacks(model, x, y, names, eps=EPS, batch_size=5)
+    assert max(asked) == 5
+
+
+@pytest.mark.parametrize("name", ["pgd9-any", "apgd-ce", "square"])
+def test_an_image_that_broke_is_asked_about_no_more(name: str) -> None:
+    net, x, y = fitted()
+    model, asked = counting(net)
+    x_adv = attack_named(name, 2 * EPS, seed=0).perturb(model, x, y)
+    assert asked == sorted(asked, reverse=True)
+    assert asked[0] == 24
+    assert asked[-1] < 24
+    assert asked[-1] >= int((net(x_adv).argmax(1) == y).sum())
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda x, y, z: (x + 0.5, y, z), r"\[0,1\]"),
+        (lambda x, y, z: (x, y + 5 * (torch.arange(24) == 23), z), "classes 0 to 4"),
+        (lambda x, y, z: (x, y - 5 * (torch.arange(24) == 23), z), "classes 0 to 4"),
+        (lambda x, y, z: (x, y[:23], z), "one for each image"),
+        (lambda x, y, z: (x, y, lambda x: z(x)[0]), "for 8 images"),
+        (lambda x, y, z: (x, y, lambda x: z(x)[:, :, None]), "for 8 images"),
+        (lambda x, y, z: (x, y, lambda x: z(x) / (x - 0.5).abs().amax((1, 2, 3)).sign()[:, None]), "NaN or infinite"),
+        (lambda x, y, z: (x, y, lambda x: (z(x),)), "tuple"),
+        (lambda x, y, z: (x, y, lambda x: None), "NoneType"),
+    ],
+)
+def test_bad_input_is_found_before_the_first_step_even_in_the_last_batch(
+    spoil: Callable[[Tensor, Tensor, Model], tuple[Tensor, Tensor, Model]], message: str, tmp_path: Path
+) -> None:
+    net, x, y = fitted()
+    x[-1] = 0.5
+    x, y, model = spoil(x, y, net)
+    with pytest.raises(RnasError, match=message):
+        run_attacks(model, x, y, ["square"], eps=EPS, batch_size=8, state=tmp_path, progress=pytest.fail)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("eps", "norm"), [(0, "linf"), (-EPS, "l2"), (float("nan"), "l2"), (8, "linf"), (EPS, "l1")])
+def test_impossible_threats_are_refused_before_the_model_is_asked(eps: float, norm: Norm) -> None:
+    model, asked = counting(small_net())
+    with pytest.raises(RnasError):
+        run_attacks(model, *images(), ["cw-l2"], eps=eps, norm=norm)
+    for kind in (APGD, AutoAttack, CW, FAB, FGSM, PGD, Square):
+        with pytest.raises(RnasError):
+            kind(eps=eps, norm=norm)(model, *images())  # type: ignore[operator]
+    assert asked == []
+
+
+def test_a_state_that_cannot_be_written_is_found_before_the_first_step(tmp_path: Path) -> None:
+    net, x, y = fitted()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RnasError, match="cannot write"):
+        run_attacks(net, x, y, ["fgsm"], eps=EPS, state=tmp_path / "file", progress=pytest.fail)
+
+
 # --- self-checks ----------------------------------------------------------------------------------------------------
 
 
@@ -456,6 +546,35 @@ def test_a_constant_model_is_not_called_robust() -> None:
     assert any("does not fall" in w for w in result.warnings)
     wrong = run_attacks(lambda x: torch.eye(5)[:1].expand(len(x), 5) + 0 * x.mean(), x, y * 0 + 1, ["fgsm"], eps=EPS)
     assert wrong.warnings == ["the model classifies no image correctly"]
+
+
+def test_a_black_box_attack_that_wins_over_masked_gradients_is_noticed() -> None:
+    net, x, y = fitted()
+    warnings = run_attacks(steep(net), x, y, ["pgd10", "square"], eps=0.1).warnings
+    assert any("square, a black-box attack, breaks" in w for w in warnings)
+
+
+def test_an_attack_without_a_radius_does_not_hide_that_accuracy_does_not_fall(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cw-l2 breaks at some distance is still a survivor at ε, which is what the check looks at."""
+
+    def bright(x: Tensor) -> Tensor:
+        """Class 1 for images that are brighter than grey."""
+        rise = (x.mean((1, 2, 3)) - 0.5).unsqueeze(1)
+        return torch.cat([torch.ones_like(rise), 1 + 200 * rise], dim=1)
+
+    checked: list[int] = []
+    genuine = trust.insensitive_to_eps
+
+    def watched(net: Model, x: Tensor, y: Tensor, *, eps: float, norm: Norm) -> str | None:
+        checked.append(len(x))
+        return genuine(net, x, y, eps=eps, norm=norm)
+
+    monkeypatch.setattr(trust, "insensitive_to_eps", watched)
+    x, y = torch.full((4, 3, 8, 8), 0.45), torch.zeros(4, dtype=torch.int64)
+    masks = run_attacks(bright, x, y, ["cw-l2", "fgsm"], eps=0.01).masks
+    assert not masks["cw-l2"].any()
+    assert masks["fgsm"].all()
+    assert checked == [4]
 
 
 def test_a_black_box_attack_that_wins_is_noticed() -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rnas.attacks import APGD, CW, CWL2, FAB, FGSM, PGD, Attack, AutoAttack, Square, run_attacks
+from rnas.attacks.losses import correct
 from rnas.errors import RnasError
 from rnas.frozen import Model
 from test_attacks_basics import images, small_net
@@ -97,6 +98,22 @@ def test_without_gradients_only_square_attacks(cut: object) -> None:
 
 
 # --- no numbers -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("logits", "right"),
+    [
+        ([3.0, 1.0, 2.0], True),
+        ([1.0, 3.0, 2.0], False),
+        ([torch.nan, 1.0, 2.0], False),  # where argmax is 0
+        ([3.0, 1.0, torch.nan], False),
+        ([torch.nan, torch.nan, torch.nan], False),
+        ([torch.inf, 1.0, 2.0], False),
+        ([-torch.inf, -torch.inf, -torch.inf], False),
+    ],
+)
+def test_no_number_is_no_right_answer(logits: list[float], right: bool) -> None:
+    assert correct(torch.tensor([logits]), torch.tensor([0])).tolist() == [right]
 
 
 class Overflowing(nn.Module):

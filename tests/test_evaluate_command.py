@@ -11,10 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from rnas.cli import main
 from rnas.console import Console
 from rnas.evaluation import evaluate_run
+from rnas.nets.saved import load_model, save_model
 from rnas.settings import Evaluate
 from test_attacks_evaluation import Killed, quick
 
@@ -77,11 +79,11 @@ def dying(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
     monkeypatch.setattr("rnas.evaluation.shutil.rmtree", deadly(shutil.rmtree))
 
 
-MOMENTS = 8  # folder cleared, settings, a batch for each attack, masks, examples, evaluation, folder removed
+MOMENTS = 9  # folder cleared, settings, state, a batch for each attack, masks, examples, evaluation, folder removed
 
 
 @pytest.mark.parametrize(
-    "after", [m if m in (4, 7) else pytest.param(m, marks=pytest.mark.slow) for m in range(1, MOMENTS + 1)]
+    "after", [m if m in (5, 8) else pytest.param(m, marks=pytest.mark.slow) for m in range(1, MOMENTS + 1)]
 )
 def test_resume_goes_on_after_a_kill_at_any_moment(after: int, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files are all that is left of a killed process: so it is killed at a change of one."""
@@ -115,3 +117,51 @@ def test_progress_on_a_terminal_shows_survivors_and_the_time_left(run: Path, mon
     assert "aa/apgd-ce on run: " in shown
     assert "of 10 survive" in shown
     assert "0:00:0" in shown
+
+
+def test_a_network_that_deceives_its_evaluation_is_warned_of_everywhere(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Logits so large that the softmax saturates and cross-entropy has no gradient: the least of maskings."""
+    net, meta = load_model(run)
+    with torch.no_grad():
+        for p in list(net.parameters())[-2:]:  # the classifier
+            p.mul_(1e6)
+    save_model(run, net, meta)
+    main(["evaluate", str(run), "--limit", "30", "--attacks", "fgsm"])
+    summary, _ = found(run)
+    (warning,) = [w for w in summary["warnings"] if "gradients vanish" in w]
+    assert f"warning: {warning}" in capsys.readouterr().out
+    main(["report", str(run), "--out", str(run / "report.html")])
+    assert "gradients vanish" in (run / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("--eps 0", "eps is 0"),
+        ("--eps -8/255", "eps"),
+        ("--eps 8", "(0, 1]"),
+        ("--norm l3", "l3"),
+        ("--batch-size 0", "batch-size is 0"),
+        ("--limit 0", "limit is 0"),
+        ("--attacks apgd", "did you mean apgd-"),
+        ("--attacks aa autoattack", "unknown attack 'autoattack'"),
+        ("--resume --batch-size 7", "batch_size"),
+        ("--resume --attacks pgd3", "attacks"),
+    ],
+)
+def test_evaluations_that_cannot_be(
+    arguments: str, said: str, run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "--resume" in arguments:
+        with monkeypatch.context() as patch:
+            dying(patch, 4)
+            with pytest.raises(Killed):
+                main(["evaluate", str(run), "--limit", "10", "--attacks", "fgsm"])
+        capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main(["evaluate", str(run), "--limit", "10", "--attacks", "fgsm", *arguments.split()])
+    assert stop.value.code == 2
+    assert said in capsys.readouterr().err
+    assert not (run / "evaluation.json").exists()

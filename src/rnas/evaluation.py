@@ -233,6 +233,7 @@ def _partial_state(settings: Evaluate, folder: Path, eps: float, name: str) -> P
         "limit": settings.limit,
         "data": settings.data or name,
         "seed": settings.seed,
+        "batch_size": settings.batch_size,
         "weights": _weights(folder),
     }
     if settings.resume and (state / SETTINGS).exists():

@@ -41,10 +41,15 @@ class Table:
 
     @staticmethod
     def open(folder: Path | None, identity: dict[str, Any], n: int) -> Table:
-        """The table kept in `folder`; a new one if there is none. RnasError if it is another evaluation's."""
+        """The table kept in `folder`; a new one, written at once, if there is none.
+
+        RnasError if it is another evaluation's, or if `folder` cannot be written to.
+        """
         file = None if folder is None else folder / STATE
         if file is None or not file.exists():
-            return Table(file, identity, {}, {}, n)
+            table = Table(file, identity, {}, {}, n)
+            table.save()
+            return table
         kept = read_json(file)
         try:
             differing = [k for k, v in identity.items() if not _same(kept["identity"].get(k), v)]
@@ -73,6 +78,10 @@ class Table:
         """Remember, on disk too, what a batch of images came to, and the `seconds` that it took."""
         self.row(attack)[indices] = verdicts
         self.costs[attack][indices] = seconds / len(indices)
+        self.save()
+
+    def save(self) -> None:
+        """Write the table to its file, if it has one."""
         if self.file is not None:
             rows = {name: "".join(row) for name, row in self.verdicts.items()}
             costs = {name: " ".join(f"{c:.4g}" for c in self.costs[name]) for name in rows}
