@@ -363,6 +363,7 @@ def test_seconds_are_what_an_attack_took_whoever_ran_it_first(
     Clock(monkeypatch)
     alone = {name: run_attacks(net, x, y, [name], eps=EPS, batch_size=7).seconds[name] for name in names}
     assert alone["aa"] > alone["apgd-ce"] == alone["square"] == 24
+    assert run_attacks(net, x, y, [*names, *names], eps=EPS, batch_size=7).seconds == pytest.approx(alone)
     told: dict[str, float] = {}
     together = run_attacks(
         net, x, y, names, eps=EPS, batch_size=7, progress=lambda *a: told.update({a[0].partition("/")[0]: a[4]})

@@ -116,7 +116,7 @@ def run_attacks(
         identity = {} if state is None else run.identity(model)
         table = Table.open(None if state is None else Path(state), identity, len(x))
         masks, seconds = {"clean": clean}, dict.fromkeys(names, 0.0)
-        for name in names:
+        for name in seconds:
             masks[name] = clean.copy()
             for part in standard(classes) if name == "aa" else (name,):
                 where = masks[name].copy()
