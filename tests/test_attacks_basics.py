@@ -118,7 +118,7 @@ X, Y = images()
         (X + 0.5, Y, r"\[0,1\]"),
         (X * 255, Y, r"\[0,1\]"),
         (X * float("nan"), Y, r"\[0,1\]"),
-        ((X * 255).byte(), Y, "floating-point"),
+        ((X * 255).byte(), Y, "float32 or float64"),
         (X[0], Y[:1], r"\(B,C,H,W\)"),
         (X[:0], Y[:0], "at least one image"),
         (X, Y[:3], "one for each image"),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +18,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from rnas.attacks import APGD, CW, FAB, PGD, Attack, AutoAttack, Square, attack_named, evaluation, run_attacks, trust
+from rnas.attacks import (
+    APGD,
+    CW,
+    FAB,
+    FGSM,
+    PGD,
+    Attack,
+    AutoAttack,
+    Square,
+    attack_named,
+    evaluation,
+    run_attacks,
+    trust,
+)
 from rnas.attacks.autoattack import standard
-from rnas.attacks.evaluation import NAMES, STATE
+from rnas.attacks.evaluation import NAMES
 from rnas.attacks.fab import projection
 from rnas.attacks.norms import Norm, distance
+from rnas.attacks.state import STATE
 from rnas.errors import RnasError
 from rnas.frozen import Model
 from test_attacks_basics import images, small_net
@@ -247,6 +263,163 @@ def test_a_state_of_another_evaluation_is_refused(tmp_path: Path) -> None:
             run_attacks(net, x, y, ["fgsm"], eps=EPS, state=tmp_path)
 
 
+class Doubled(nn.Module):
+    """The weights of another network with a forward of its own."""
+
+    def __init__(self, net: nn.Module, factor: float = 2.0) -> None:
+        super().__init__()
+        self.net, self.factor = net, factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.factor * self.net(x)  # type: ignore[no-any-return]
+
+
+class Shifted(Doubled):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x) + 0 * self.factor  # type: ignore[no-any-return]
+
+
+class Named(Doubled):
+    pass
+
+
+class Rounded(torch.autograd.Function):
+    """Rounding, with the gradient of the identity as a stand-in for its own."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return (4 * x).round() / 4
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+def others() -> dict[str, tuple[Model, Model]]:
+    """Pairs of models that share weights, or that nothing but their answers or gradients tells apart."""
+    net, _, _ = fitted()
+    return {
+        "callables": (lambda x: net(x), lambda x: 2 * net(x)),
+        "forwards": (Doubled(net), Shifted(net)),
+        "attributes": (Doubled(net), Doubled(net, 3.0)),
+        "classes": (Doubled(net), Named(net)),
+        "offsets": (lambda x: net(x), lambda x: net(x) + 1),
+        "black boxes": (lambda x: net(x).detach(), lambda x: 2 * net(x).detach()),
+        "stand-ins": (lambda x: net((4 * x).round() / 4), lambda x: net(Rounded.apply(x))),
+    }
+
+
+@pytest.mark.parametrize("pair", others())
+def test_a_state_of_another_model_is_refused(pair: str, tmp_path: Path) -> None:
+    _, x, y = fitted()
+    one, other = others()[pair]
+    run_attacks(one, x, y, ["square"], eps=EPS, state=tmp_path)
+    run_attacks(one, x, y, ["square"], eps=EPS, state=tmp_path)
+    with pytest.raises(RnasError, match=r"another evaluation \(other (model|answers|gradients)"):
+        run_attacks(other, x, y, ["square"], eps=EPS, state=tmp_path)
+
+
+def test_a_state_is_known_again_in_another_mode_by_another_name_and_after_rounding(tmp_path: Path) -> None:
+    net, x, y = fitted()
+    run_attacks(net, x, y, ["fgsm"], eps=EPS, state=tmp_path / "module")
+    run_attacks(net.train(), x, y, ["fgsm"], eps=EPS, state=tmp_path / "module")
+    net.eval()
+    run_attacks(lambda x: net(x), x, y, ["fgsm"], eps=EPS, state=tmp_path / "callable")
+    run_attacks(lambda z: net(z * (1 + 1e-6)), x, y, ["fgsm"], eps=EPS, state=tmp_path / "callable")
+
+
+def test_a_randomised_model_can_be_resumed(tmp_path: Path) -> None:
+    net, x, y = fitted()
+
+    def noisy(x: Tensor) -> Tensor:
+        return net(x + 0.1 * torch.randn_like(x))  # type: ignore[no-any-return]
+
+    first = run_attacks(noisy, x, y, ["fgsm"], eps=EPS, state=tmp_path)
+    again = run_attacks(noisy, x, y, ["fgsm"], eps=EPS, state=tmp_path)
+    # What is broken stays so; the clean pass, which is not kept, may differ.
+    assert not (again.masks["fgsm"] & ~first.masks["fgsm"] & first.masks["clean"]).any()
+
+
+class Clock:
+    """Every batch takes a second for each image that it holds."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        genuine = evaluation.confirmed
+
+        def counted(attack: Attack, plain: Model, net: Model, x: Tensor, y: Tensor) -> Tensor:
+            self.now += len(x)
+            return genuine(attack, plain, net, x, y)
+
+        monkeypatch.setattr(evaluation, "confirmed", counted)
+        monkeypatch.setattr(evaluation.time, "perf_counter", lambda: self.now)
+
+
+@pytest.mark.parametrize("names", [["aa", "apgd-ce", "square"], ["square", "apgd-ce", "aa"]])
+def test_seconds_are_what_an_attack_took_whoever_ran_it_first(
+    names: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, x, y = fitted()
+    Clock(monkeypatch)
+    alone = {name: run_attacks(net, x, y, [name], eps=EPS, batch_size=7).seconds[name] for name in names}
+    assert alone["aa"] > alone["apgd-ce"] == alone["square"] == 24
+    assert run_attacks(net, x, y, [*names, *names], eps=EPS, batch_size=7).seconds == pytest.approx(alone)
+    told: dict[str, float] = {}
+    together = run_attacks(
+        net, x, y, names, eps=EPS, batch_size=7, progress=lambda *a: told.update({a[0].partition("/")[0]: a[4]})
+    )
+    assert together.seconds == pytest.approx(alone)
+    assert told[names[0]] == pytest.approx(alone[names[0]])
+    calls = 0
+
+    def kill(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 6:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run_attacks(net, x, y, names, eps=EPS, batch_size=7, state=tmp_path, progress=kill)
+    resumed = run_attacks(net, x, y, names, eps=EPS, batch_size=7, state=tmp_path)
+    assert resumed.seconds == pytest.approx(alone, rel=1e-3)
+
+
+def torn(path: Path, after: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on the process dies at the `after`-th file: written beside its place, not yet renamed into it."""
+    genuine, calls = os.replace, 0
+
+    def replace(source: Path, target: Path) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == after:
+            (path / "left behind.tmp").write_bytes(Path(source).read_bytes()[:100])  # what no cleaning up reached
+            raise Killed
+        genuine(source, target)
+
+    monkeypatch.setattr("rnas.files.os.replace", replace)
+
+
+def test_a_kill_between_writing_and_renaming_a_file_loses_one_batch(tmp_path: Path) -> None:
+    net, x, y = fitted()
+    names = ["fgsm", "aa"]
+    whole = run_attacks(net, x, y, names, eps=EPS, batch_size=12)
+    after, died = 0, True
+    while died:
+        after += 1
+        folder = tmp_path / str(after)
+        folder.mkdir()
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            torn(folder, after, monkeypatch)
+            try:
+                run_attacks(net, x, y, names, eps=EPS, batch_size=12, state=folder)
+                died = False
+            except Killed:
+                pass
+        resumed = run_attacks(net, x, y, names, eps=EPS, batch_size=12, state=folder)
+        assert all(np.array_equal(whole.masks[name], resumed.masks[name]) for name in whole.masks)
+    assert after > 6
+
+
 @pytest.mark.parametrize("name", ["", "pgd", "pgd0", "pgd20-all", "auto-attack", "PGD20", "fgsm "])
 def test_unknown_attacks_are_refused_before_anything_runs(name: str) -> None:
     def model(x: Tensor) -> Tensor:
@@ -260,6 +433,80 @@ def test_every_listed_attack_exists_and_steps_are_a_quarter_of_eps() -> None:
     assert all(attack_named(name, 0.1) for name in NAMES if name != "aa")
     assert attack_named("pgd20", 8 / 255, seed=None) == PGD(steps=20, eps=8 / 255, step=2 / 255)
     assert attack_named("cw", 8 / 255, seed=None) == CW()
+
+
+def counting(net: nn.Module) -> tuple[Model, list[int]]:
+    """The network, and how many images it is asked about, question by question."""
+    asked: list[int] = []
+
+    def model(x: Tensor) -> Tensor:
+        asked.append(len(x))
+        return net(x)  # type: ignore[no-any-return]
+
+    return model, asked
+
+
+def test_no_more_images_than_the_batch_size_are_worked_on_at_a_time() -> None:
+    """What bounds the memory, with nine targets and the self-checks too."""
+    net, x, y = fitted(12)
+    model, asked = counting(net)
+    names = ["fgsm", "pgd3", "pgd3-any", "cw", "cw-l2", "aa"]
+    run_attacks(model, x, y, names, eps=EPS, batch_size=5)
+    assert max(asked) == 5
+
+
+@pytest.mark.parametrize("name", ["pgd9-any", "apgd-ce", "square"])
+def test_an_image_that_broke_is_asked_about_no_more(name: str) -> None:
+    net, x, y = fitted()
+    model, asked = counting(net)
+    x_adv = attack_named(name, 2 * EPS, seed=0).perturb(model, x, y)
+    assert asked == sorted(asked, reverse=True)
+    assert asked[0] == 24
+    assert asked[-1] < 24
+    assert asked[-1] >= int((net(x_adv).argmax(1) == y).sum())
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda x, y, z: (x + 0.5, y, z), r"\[0,1\]"),
+        (lambda x, y, z: (x, y + 5 * (torch.arange(24) == 23), z), "classes 0 to 4"),
+        (lambda x, y, z: (x, y - 5 * (torch.arange(24) == 23), z), "classes 0 to 4"),
+        (lambda x, y, z: (x, y[:23], z), "one for each image"),
+        (lambda x, y, z: (x, y, lambda x: z(x)[0]), "for 8 images"),
+        (lambda x, y, z: (x, y, lambda x: z(x)[:, :, None]), "for 8 images"),
+        (lambda x, y, z: (x, y, lambda x: z(x) / (x - 0.5).abs().amax((1, 2, 3)).sign()[:, None]), "NaN or infinite"),
+        (lambda x, y, z: (x, y, lambda x: (z(x),)), "tuple"),
+        (lambda x, y, z: (x, y, lambda x: None), "NoneType"),
+    ],
+)
+def test_bad_input_is_found_before_the_first_step_even_in_the_last_batch(
+    spoil: Callable[[Tensor, Tensor, Model], tuple[Tensor, Tensor, Model]], message: str, tmp_path: Path
+) -> None:
+    net, x, y = fitted()
+    x[-1] = 0.5
+    x, y, model = spoil(x, y, net)
+    with pytest.raises(RnasError, match=message):
+        run_attacks(model, x, y, ["square"], eps=EPS, batch_size=8, state=tmp_path, progress=pytest.fail)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("eps", "norm"), [(0, "linf"), (-EPS, "l2"), (float("nan"), "l2"), (8, "linf"), (EPS, "l1")])
+def test_impossible_threats_are_refused_before_the_model_is_asked(eps: float, norm: Norm) -> None:
+    model, asked = counting(small_net())
+    with pytest.raises(RnasError):
+        run_attacks(model, *images(), ["cw-l2"], eps=eps, norm=norm)
+    for kind in (APGD, AutoAttack, CW, FAB, FGSM, PGD, Square):
+        with pytest.raises(RnasError):
+            kind(eps=eps, norm=norm)(model, *images())  # type: ignore[operator]
+    assert asked == []
+
+
+def test_a_state_that_cannot_be_written_is_found_before_the_first_step(tmp_path: Path) -> None:
+    net, x, y = fitted()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RnasError, match="cannot write"):
+        run_attacks(net, x, y, ["fgsm"], eps=EPS, state=tmp_path / "file", progress=pytest.fail)
 
 
 # --- self-checks ----------------------------------------------------------------------------------------------------
@@ -300,6 +547,35 @@ def test_a_constant_model_is_not_called_robust() -> None:
     assert any("does not fall" in w for w in result.warnings)
     wrong = run_attacks(lambda x: torch.eye(5)[:1].expand(len(x), 5) + 0 * x.mean(), x, y * 0 + 1, ["fgsm"], eps=EPS)
     assert wrong.warnings == ["the model classifies no image correctly"]
+
+
+def test_a_black_box_attack_that_wins_over_masked_gradients_is_noticed() -> None:
+    net, x, y = fitted()
+    warnings = run_attacks(steep(net), x, y, ["pgd10", "square"], eps=0.1).warnings
+    assert any("square, a black-box attack, breaks" in w for w in warnings)
+
+
+def test_an_attack_without_a_radius_does_not_hide_that_accuracy_does_not_fall(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cw-l2 breaks at some distance is still a survivor at ε, which is what the check looks at."""
+
+    def bright(x: Tensor) -> Tensor:
+        """Class 1 for images that are brighter than grey."""
+        rise = (x.mean((1, 2, 3)) - 0.5).unsqueeze(1)
+        return torch.cat([torch.ones_like(rise), 1 + 200 * rise], dim=1)
+
+    checked: list[int] = []
+    genuine = trust.insensitive_to_eps
+
+    def watched(net: Model, x: Tensor, y: Tensor, *, eps: float, norm: Norm) -> str | None:
+        checked.append(len(x))
+        return genuine(net, x, y, eps=eps, norm=norm)
+
+    monkeypatch.setattr(trust, "insensitive_to_eps", watched)
+    x, y = torch.full((4, 3, 8, 8), 0.45), torch.zeros(4, dtype=torch.int64)
+    masks = run_attacks(bright, x, y, ["cw-l2", "fgsm"], eps=0.01).masks
+    assert not masks["cw-l2"].any()
+    assert masks["fgsm"].all()
+    assert checked == [4]
 
 
 def test_a_black_box_attack_that_wins_is_noticed() -> None:

@@ -146,6 +146,17 @@ def test_warnings_stand_above_the_results(tmp_path: Path) -> None:
     assert page.index("square beats pgd20 on 12 images") < page.index('id="results"')
 
 
+@pytest.mark.parametrize(("attack", "said"), [("cw", True), ("cw-l2", True), ("fgsm", False)])
+def test_either_reading_of_cw_comes_with_why_the_papers_cannot_be_compared(
+    attack: str, said: bool, tmp_path: Path
+) -> None:
+    network = make_network(tmp_path / "train")
+    evaluation = json.loads((network / "evaluation.json").read_text())
+    evaluation["attacks"] = {attack: evaluation["attacks"]["cw"]}
+    (network / "evaluation.json").write_text(json.dumps(evaluation))
+    assert ("The paper's C&W column is not comparable: the script" in Document(report(network)).text) == said
+
+
 def test_unfinished_search_shows_what_there_is(tmp_path: Path) -> None:
     search = make_search(tmp_path / "search", epochs=4, warmup=2)
     (search / "genotype.json").unlink()

@@ -19,6 +19,7 @@ from rnas import data as images
 from rnas.attacks import PGD, Progress, run_attacks
 from rnas.attacks.evaluation import attack_named
 from rnas.attacks.norms import Norm
+from rnas.attacks.precision import full_precision
 from rnas.console import Console
 from rnas.data import Split
 from rnas.data.dataset import stratified
@@ -48,6 +49,13 @@ def _figure(mask: Mask) -> dict[str, Any]:
     """An accuracy with its interval, from a mask of what is still right."""
     right, n = int(mask.sum()), len(mask)
     return {"accuracy": right / n, "interval": list(wilson(right, n))}
+
+
+def _sha256(*tensors: Tensor) -> str:
+    content = hashlib.sha256()
+    for tensor in tensors:
+        content.update(tensor.cpu().contiguous().flatten().numpy().data)  # without another copy of all images
+    return content.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -93,7 +101,7 @@ def evaluate(
         "norm": norm,
         "n": len(y),
         "seed": seed,
-        "images_sha256": hashlib.sha256(x.cpu().contiguous().numpy().tobytes() + y.cpu().numpy().tobytes()).hexdigest(),
+        "images_sha256": _sha256(x, y),
         "warnings": list(found.warnings),
         "clean": _figure(found.masks["clean"]),
         "attacks": {name: {**_figure(mask), "seconds": found.seconds[name]} for name, mask in attacked.items()},
@@ -225,6 +233,7 @@ def _partial_state(settings: Evaluate, folder: Path, eps: float, name: str) -> P
         "limit": settings.limit,
         "data": settings.data or name,
         "seed": settings.seed,
+        "batch_size": settings.batch_size,
         "weights": _weights(folder),
     }
     if settings.resume and (state / SETTINGS).exists():
@@ -249,7 +258,7 @@ def _save_examples(folder: Path, model: torch.nn.Module, x: Tensor, y: Tensor, e
     """A few test images with their PGD-20 versions and what the network says of both, for the report."""
     attack = PGD(eps=eps, step=eps / 4, steps=20, norm=settings.norm, seed=settings.seed)
     x_adv = attack(model, x, y)
-    with torch.no_grad():
+    with torch.no_grad(), full_precision():
         clean_prediction, adversarial_prediction = (model(images).argmax(1).cpu().numpy() for images in (x, x_adv))
     arrays = {
         "clean": (x * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy(),

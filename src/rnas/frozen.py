@@ -85,14 +85,15 @@ def _fingerprint(model: nn.Module) -> tuple[Any, ...]:
     """Changes when tracing could give another result: other modules, tensors, hooks or plain attributes."""
     parts: list[Any] = []
     for module in model.modules():
-        plain = (item for item in vars(module).items() if _is_plain(item[1]))
+        plain = (item for item in vars(module).items() if is_plain(item[1]))
         tensors = itertools.chain(module._parameters.values(), module._buffers.values())
         parts.append((id(module), _hooked(module), *plain, *(id(t) for t in tensors)))
     return tuple(parts)
 
 
-def _is_plain(value: object) -> bool:
-    return all(map(_is_plain, value)) if isinstance(value, tuple) else isinstance(value, int | float | str | None)
+def is_plain(value: object) -> bool:
+    """Whether a module's attribute is a number, a string, None or a tuple of such: part of what the module computes."""
+    return all(map(is_plain, value)) if isinstance(value, tuple) else isinstance(value, int | float | str | None)
 
 
 def _hooked(module: nn.Module) -> bool:

@@ -7,8 +7,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from rnas.attacks.checks import check_images, check_logits
+from rnas.attacks.checks import answer, check_gradient, check_images, check_logits
 from rnas.attacks.losses import correct
+from rnas.attacks.precision import full_precision
 from rnas.frozen import Model, frozen, unfolded
 
 
@@ -28,13 +29,21 @@ class Attack(Protocol):
 
 
 def checked(attack: Attack, model: Model, x: Tensor, y: Tensor) -> Tensor:
-    """The `__call__` of every attack."""
+    """The `__call__` of every attack: in full precision, whatever precision the caller has chosen."""
     check_images(x, y)
-    with torch.inference_mode(False), unfolded(model) as plain, frozen(model) as net:
-        x, y = x.detach().clone(), y.clone()
-        with torch.no_grad():
-            check_logits(plain(x), y)
+    with torch.inference_mode(False), full_precision(), unfolded(model) as plain, frozen(model) as net:
+        x, y = x.detach().clone(), y.to(x.device, copy=True)
+        check_logits(answer(plain, x), y)
+        if needs_gradient(attack):
+            check_gradient(plain, x, type(attack).__name__)
         return confirmed(attack, plain, net, x, y)
+
+
+def needs_gradient(attack: Attack) -> bool:
+    """Whether the attack works only on models that can be differentiated."""
+    from rnas.attacks.square import Square  # it imports this file
+
+    return not isinstance(attack, Square)
 
 
 def confirmed(attack: Attack, plain: Model, net: Model, x: Tensor, y: Tensor) -> Tensor:
@@ -42,11 +51,23 @@ def confirmed(attack: Attack, plain: Model, net: Model, x: Tensor, y: Tensor) ->
 
     The two differ by rounding, which decides for images that an attack left on the very boundary.
     """
-    x_adv = attack.perturb(net, x, y)
+    x_adv = attack.perturb(numeric(net), x, y)
     if net is plain:
         return x_adv
     with torch.no_grad():
         disputed = correct(plain(x_adv), y) & ~correct(net(x_adv), y)
     if disputed.any():
-        x_adv[disputed] = attack.perturb(plain, x[disputed], y[disputed])
+        x_adv[disputed] = attack.perturb(numeric(plain), x[disputed], y[disputed])
     return x_adv
+
+
+def numeric(net: Model) -> Model:
+    """`net`, but a gradient that is no finite number (a norm or a root at 0) is 0: no step leads out of the numbers."""
+
+    def answer(x: Tensor) -> Tensor:
+        if x.requires_grad:
+            x = x.view_as(x)
+            x.register_hook(lambda gradient: gradient.nan_to_num(0, 0, 0))  # type: ignore[no-untyped-call]
+        return net(x)
+
+    return answer

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,24 +16,30 @@ from torch import Tensor, nn
 
 from rnas.attacks import trust
 from rnas.attacks.autoattack import MEMBERS, member, standard
-from rnas.attacks.base import Attack, confirmed
-from rnas.attacks.checks import check_classes, check_images, check_logits, check_threat
+from rnas.attacks.base import Attack, confirmed, needs_gradient, numeric
+from rnas.attacks.checks import (
+    answer,
+    check_classes,
+    check_gradient,
+    check_images,
+    check_logits,
+    check_threat,
+    missing_gradient,
+)
 from rnas.attacks.cw_l2 import CWL2
 from rnas.attacks.gradient import CW, FGSM, PGD
 from rnas.attacks.losses import correct
 from rnas.attacks.noise import derived_seed
 from rnas.attacks.norms import Norm, distance
+from rnas.attacks.precision import full_precision
+from rnas.attacks.state import BROKEN, NAN, PROBED, STANDING, UNKNOWN, Mask, Table, digest, identify
 from rnas.errors import RnasError, unknown
-from rnas.files import read_json, write_json
 from rnas.frozen import Model, frozen, unfolded
 
-Mask = NDArray[np.bool_]
 Progress = Callable[[str, int, int, int, float], None]
 """Called after every batch: attack ("aa/fab-t" within AutoAttack), images done, images to do, survivors, seconds."""
 
 NAMES = ("fgsm", "pgd20", "pgd100", "pgd20-any", "pgd100-any", "cw", "cw-l2", "aa", *MEMBERS)
-STATE = "attacks.json"
-UNKNOWN, BROKEN, STANDING = "?", "0", "1"
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Evaluation:
     masks: dict[str, Mask]
     """For "clean" and every attack (N,): True where the image is (still) classified correctly."""
     seconds: dict[str, float]
-    """What every attack took, the parts before an interruption included."""
+    """What every attack took. Batches that it shares with another count for both, those before an interruption too."""
     warnings: list[str]
     """Reasons to distrust these figures; empty if there are none."""
 
@@ -85,8 +89,9 @@ def run_attacks(
     """Attack `model` on images `x` (N,C,H,W) in [0,1] with labels `y` (N,) by each of the attacks `names`.
 
     The images may lie on another device than the model: no more than `batch_size` of them are moved at a time. An image
-    counts as broken only if the unmodified model, in full float32, misclassifies an image in [0,1] within `eps` of it
-    (cw-l2: at any distance); images that are misclassified without an attack count as broken by all.
+    counts as broken only if the unmodified model, in full float32 (float64 for float64 images), misclassifies an image
+    in [0,1] within `eps` of it (cw-l2: at any distance), or answers it with NaN or infinity, which is warned of; images
+    that are misclassified without an attack count as broken by all.
 
     Every image's randomness follows from `seed`, the attack and the image, so neither the batch size, nor the order of
     images, nor an interruption changes it. With `state`, a folder, what is known is written there after every batch,
@@ -94,7 +99,8 @@ def run_attacks(
     complete there costs nothing.
 
     RnasError before the first attack step: unknown names, images outside [0,1], labels that the model has no class
-    for, an answer that is not logits, NaN, an impossible ε, too few classes, a `state` of another evaluation.
+    for, an answer that is not logits, NaN, no gradients (only square does without), an impossible ε, too few classes, a
+    `state` of another evaluation.
     """
     check_threat(eps, norm)
     for name in names:
@@ -103,66 +109,34 @@ def run_attacks(
     if batch_size < 1:
         raise RnasError(f"batch size is {batch_size}: expected 1 or more")
     check_images(x, y)
-    with torch.inference_mode(False), _full_precision(), unfolded(model) as plain, frozen(model) as net:
+    with torch.inference_mode(False), full_precision(), unfolded(model) as plain, frozen(model) as net:
         run = _Run(plain, net, x, y, eps, norm, seed, batch_size, _device(model, x))
         clean, classes = run.clean()
-        if classes < 3:
-            for name in set(names) & {"apgd-dlr", "apgd-t"}:
-                check_classes(torch.empty(0, classes), 3, name)
-        folder = None if state is None else Path(state)
-        table = _Table.open(folder, _identity(model, x, y, eps, norm, seed, batch_size), len(x))
-        masks = {"clean": clean}
-        for name in names:
+        run.check_attacks(names, classes)
+        identity = {} if state is None else run.identity(model)
+        table = Table.open(None if state is None else Path(state), identity, len(x))
+        masks, seconds = {"clean": clean}, dict.fromkeys(names, 0.0)
+        for name in seconds:
             masks[name] = clean.copy()
             for part in standard(classes) if name == "aa" else (name,):
-                run.attack(part, name, masks[name], table, progress)
+                where = masks[name].copy()
+                run.attack(part, where, table, _within(progress, name, seconds[name]))
+                seconds[name] += table.seconds(part, where)
                 masks[name] &= table.mask(part)
         warnings = run.warnings(masks, table) if clean.any() else ["the model classifies no image correctly"]
         if "aa" in names and classes < 3:
             warnings.append("AutoAttack's APGD-T needs 3 classes (DLR loss): APGD on the margin took its place")
-    return Evaluation(masks, {name: table.seconds.get(name, 0.0) for name in names}, warnings)
+    return Evaluation(masks, seconds, warnings)
 
 
-@dataclass
-class _Table:
-    """For every attack and image: broken, standing, or not known yet; in memory and, with a folder, on disk."""
+def _within(progress: Progress | None, name: str, before: float) -> Progress:
+    """Progress of a part of the attack `name`, whose earlier parts took `before` seconds."""
 
-    file: Path | None
-    identity: dict[str, Any]
-    verdicts: dict[str, NDArray[np.str_]]
-    seconds: dict[str, float]
-    n: int
+    def report(part: str, done: int, total: int, survivors: int, seconds: float) -> None:
+        if progress is not None:
+            progress(part if part == name else f"{name}/{part}", done, total, survivors, before + seconds)
 
-    @staticmethod
-    def open(folder: Path | None, identity: dict[str, Any], n: int) -> _Table:
-        file = None if folder is None else folder / STATE
-        if file is None or not file.exists():
-            return _Table(file, identity, {}, {}, n)
-        kept = read_json(file)
-        if not isinstance(kept, dict) or not {"identity", "verdicts", "seconds"} <= set(kept):
-            raise RnasError(f"{file} is not the state of an evaluation: remove it to start over")
-        if differing := [k for k, v in identity.items() if kept["identity"].get(k) != v]:
-            raise RnasError(f"{file} belongs to another evaluation ({', '.join(differing)}): remove it to start over")
-        verdicts = {name: np.array(list(row)) for name, row in kept["verdicts"].items()}
-        if any(len(row) != n or set(row) - {UNKNOWN, BROKEN, STANDING} for row in verdicts.values()):
-            raise RnasError(f"{file} is damaged: remove it to start over")
-        return _Table(file, identity, verdicts, dict(kept["seconds"]), n)
-
-    def row(self, attack: str) -> NDArray[np.str_]:
-        return self.verdicts.setdefault(attack, np.full(self.n, UNKNOWN))
-
-    def mask(self, attack: str) -> Mask:
-        """Where `attack` is known to have failed."""
-        return np.asarray(self.row(attack) == STANDING)
-
-    def known(self) -> dict[str, tuple[Mask, Mask]]:
-        """For every attack: which images it was tried on, and which of these still stand."""
-        return {name: (np.asarray(row != UNKNOWN), self.mask(name)) for name, row in self.verdicts.items()}
-
-    def save(self) -> None:
-        if self.file is not None:
-            rows = {name: "".join(row) for name, row in self.verdicts.items()}
-            write_json(self.file, {"identity": self.identity, "verdicts": rows, "seconds": self.seconds})
+    return report
 
 
 @dataclass(frozen=True)
@@ -192,84 +166,77 @@ class _Run:
     def clean(self) -> tuple[Mask, int]:
         """Which images the model gets right, and its number of classes. RnasError on anything but logits."""
         mask, classes = np.zeros(len(self.x), dtype=bool), 0
-        with torch.no_grad():
-            for indices in self.batches(np.ones(len(self.x), dtype=bool)):
-                x, y = self.batch(indices)
-                logits = check_logits(self.plain(x), y)
-                mask[indices] = correct(logits, y).cpu().numpy()
-                classes = logits.shape[1]
+        for indices in self.batches(np.ones(len(self.x), dtype=bool)):
+            x, y = self.batch(indices)
+            logits = check_logits(answer(self.plain, x), y)
+            mask[indices] = correct(logits, y).cpu().numpy()
+            classes = logits.shape[1]
         return mask, classes
 
-    def attack(self, part: str, name: str, where: Mask, table: _Table, progress: Progress | None) -> None:
-        """Find out whether `part` of the attack `name` breaks the images `where`; skips what `table` knows already."""
+    def check_attacks(self, names: Sequence[str], classes: int) -> None:
+        """RnasError if one of the attacks `names` is not defined for such a model."""
+        for name in set(names) & {"apgd-dlr", "apgd-t"}:
+            check_classes(torch.empty(0, classes), 3, name)
+        white = [n for n in names if n == "aa" or needs_gradient(attack_named(n, self.eps, self.norm))]
+        if white:
+            check_gradient(self.plain, self.first(2)[0], ", ".join(white))
+
+    def first(self, n: int) -> tuple[Tensor, Tensor]:
+        """The first `n` images and labels, or a batch of them."""
+        return self.batch(np.arange(min(n, self.batch_size, len(self.x))))
+
+    def identity(self, model: Model) -> dict[str, Any]:
+        """What tells this evaluation of `model` from others."""
+        threat = {"eps": self.eps, "norm": self.norm, "seed": self.seed, "batch_size": self.batch_size}
+        return {**identify(model, self.plain, *self.first(PROBED)), "images": digest(self.x, self.y), **threat}
+
+    def attack(self, part: str, where: Mask, table: Table, progress: Progress) -> None:
+        """Find out whether the attack `part` breaks the images `where`; skips what `table` knows already."""
         row, attack = table.row(part), attack_named(part, self.eps, self.norm, self.seed)
-        shown = part if name == part else f"{name}/{part}"
         for indices in self.batches(where & (row == UNKNOWN)):
             start = time.perf_counter()
-            broken = self.breaks(attack, *self.batch(indices))
-            row[indices] = np.where(broken, BROKEN, STANDING)
-            table.seconds[name] = table.seconds.get(name, 0.0) + time.perf_counter() - start
-            table.save()
-            if progress is not None:
-                done = where & (row != UNKNOWN)
-                survivors = where & (row != BROKEN)
-                progress(shown, int(done.sum()), int(where.sum()), int(survivors.sum()), table.seconds[name])
+            verdicts = self.verdicts(attack, *self.batch(indices))
+            table.record(part, indices, verdicts, time.perf_counter() - start)
+            done = where & (row != UNKNOWN)
+            survivors = where & ((row == STANDING) | (row == UNKNOWN))
+            progress(part, int(done.sum()), int(where.sum()), int(survivors.sum()), table.seconds(part, where))
 
-    def breaks(self, attack: Attack, x: Tensor, y: Tensor) -> Mask:
-        """Which of the images `x` the attack breaks, by the verdict of the model as it is."""
+    def verdicts(self, attack: Attack, x: Tensor, y: Tensor) -> NDArray[np.str_]:
+        """What the attack makes of the images `x`, by the answers of the model as it is.
+
+        An image is broken if the model misclassifies an admissible version of it, or has no finite answer to one.
+        """
         x_adv = confirmed(attack, self.plain, self.net, x, y)
-        return np.asarray(self.verified(attack, x_adv, x, y).cpu().numpy(), dtype=bool)
-
-    @torch.no_grad()
-    def verified(self, attack: Attack, x_adv: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        """Which images (B,) of `x_adv` are admissible and misclassified by the model as it is."""
         inside = (x_adv.flatten(1).amin(1) >= 0) & (x_adv.flatten(1).amax(1) <= 1)
         if not isinstance(attack, CWL2):
             inside &= distance(x_adv, x, self.norm) <= self.eps * (1 + 1e-5) + 1e-6
-        return inside & ~correct(self.plain(x_adv), y)
+        with torch.no_grad():
+            logits = self.plain(x_adv)
+        finite = logits.isfinite().all(1)
+        broken = inside & ~(finite & correct(logits, y))
+        fell, answered = torch.stack([broken, finite]).cpu().numpy()
+        return np.where(fell, np.where(answered, BROKEN, NAN), STANDING)
 
-    def warnings(self, masks: dict[str, Mask], table: _Table) -> list[str]:
+    def warnings(self, masks: dict[str, Mask], table: Table) -> list[str]:
         """The self-checks, on the first images that are classified correctly."""
         x, y = self.batch(np.flatnonzero(masks["clean"])[: min(self.batch_size, trust.IMAGES)])
-        standing = np.logical_and.reduce(list(masks.values()))
+        # cw-l2 has no radius: what holds within ε may well fall to it.
+        standing = np.logical_and.reduce([mask for name, mask in masks.items() if name != "cw-l2"])
         survivors = self.batch(np.flatnonzero(standing)[: min(self.batch_size, trust.IMAGES)])
         found = [
             trust.softmaxed(self.plain, x),
             trust.randomised(self.plain, x),
-            trust.vanishing_gradients(self.net, x, y),
+            trust.answers_nan(table.nans()),
             trust.black_box_wins(table.known()),
-            trust.insensitive_to_eps(self.net, *survivors, eps=self.eps, norm=self.norm),
         ]
+        if missing := missing_gradient(self.plain, x):
+            found.append(f"white-box attacks were impossible, for {missing}: this figure is an upper bound")
+        else:
+            found.append(trust.vanishing_gradients(self.net, x, y))
+            found.append(trust.insensitive_to_eps(numeric(self.net), *survivors, eps=self.eps, norm=self.norm))
         return [warning for warning in found if warning is not None]
 
 
 def _device(model: Model, x: Tensor) -> torch.device:
     parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
     return x.device if parameter is None else parameter.device
-
-
-@contextmanager
-def _full_precision() -> Iterator[None]:
-    """float32 means float32: no autocast, no TF32."""
-    matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    try:
-        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-            yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, cudnn
-
-
-def _identity(model: Model, x: Tensor, y: Tensor, eps: float, norm: Norm, seed: int, batch_size: int) -> dict[str, Any]:
-    weights = hashlib.blake2b(digest_size=16)
-    if isinstance(model, nn.Module):
-        for name, value in model.state_dict().items():
-            if isinstance(value, Tensor):
-                weights.update(name.encode() + _content(value))
-    images = hashlib.blake2b(_content(x) + _content(y), digest_size=16).hexdigest()
-    threat = {"eps": eps, "norm": norm, "seed": seed, "batch_size": batch_size}
-    return {"model": weights.hexdigest(), "images": images, **threat}
-
-
-def _content(value: Tensor) -> bytes:
-    return value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()

@@ -34,8 +34,9 @@ def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
 
 
 def correct(logits: Tensor, y: Tensor) -> Tensor:
-    """Which images (B,) the model gets right."""
-    return logits.argmax(1) == y
+    """Which images (B,) the model gets right: y has the largest logit. NaN or infinity as the largest is no answer."""
+    top, at = logits.max(1)  # NaN counts as the largest
+    return (at == y) & top.isfinite()
 
 
 def ranked(logits: Tensor, y: Tensor, most: int) -> Tensor:

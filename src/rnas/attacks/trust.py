@@ -38,9 +38,16 @@ def vanishing_gradients(net: Model, x: Tensor, y: Tensor) -> str | None:
     """Gradients with nothing to follow: a zero cross-entropy gradient, or a margin that no change of x could close.
 
     The second, to first order: even if every pixel moved by 1 the margin would change by less than a thousandth.
+    Gradients that are no numbers are worse still.
     """
     by_loss, _ = ascent_direction(net, x, y, cross_entropy)
     by_margin, logits = ascent_direction(net, x, y, margin)
+    lost = ~(by_loss + by_margin).flatten(1).isfinite().all(1)
+    if lost.any():
+        return (
+            f"gradients are NaN or infinite on {float(lost.float().mean()):.0%} of images, which leaves white-box "
+            "attacks little to follow: mend the operation (a norm, a root, a division) that has no gradient there"
+        )
     zero = by_loss.flatten(1).abs().amax(1) == 0
     flat = by_margin.flatten(1).abs().sum(1) <= 1e-3 * margin(logits, y).abs()
     share = float((zero | flat).float().mean())
@@ -65,6 +72,16 @@ def black_box_wins(known: dict[str, tuple[NDArray[np.bool_], NDArray[np.bool_]]]
     if n > max(1, most):
         return f"square, a black-box attack, breaks {n} images that no white-box attack broke: gradients may be masked"
     return None
+
+
+def answers_nan(images: int) -> str | None:
+    """Images on whose adversarial versions the model answers NaN or infinity. `images`: how many."""
+    if images == 0:
+        return None
+    return (
+        f"the model answers NaN or infinity to adversarial versions of {images} images, which count as broken but say "
+        "little of its robustness: mend the operation that overflows, or divides by 0, and evaluate anew"
+    )
 
 
 def insensitive_to_eps(net: Model, x: Tensor, y: Tensor, *, eps: float, norm: Norm) -> str | None:

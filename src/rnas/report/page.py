@@ -267,7 +267,7 @@ def _results(evaluated: Sequence[NetworkPart]) -> Section | None:
         "An attack gives an upper bound: a stronger one may find what these missed. The union counts an image only if "
         "it withstands every attack.",
     ]
-    if published or any("cw" in tables.attacks_of([p]) for p in evaluated):
+    if published or any({"cw", "cw-l2"} & set(tables.attacks_of([p])) for p in evaluated):
         notes.append(CW_CAVEAT)
     beside = el("div", el("h3", "How to read this"), *(el("p", note, class_="note") for note in notes))
     chart = el("div", figures.accuracy_chart(evaluated), class_="card")

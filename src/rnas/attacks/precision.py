@@ -1,0 +1,58 @@
+"""float32 that is float32: no autocast, no TF32, no bf16, whatever the caller has set."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+# Where torch keeps precisions, parents before children: a child that says "none" does as its parent does. The public
+# attributes (`torch.backends.cudnn.conv.fp32_precision`, …) read the same table, but they answer for the parent too,
+# and assigning to the one of mkldnn changes that of all backends.
+PLACES = (
+    ("generic", "all"),
+    *((backend, op) for backend in ("cuda", "mkldnn") for op in ("all", "matmul", "conv", "rnn")),
+)
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Within, float32 is computed in float32 on every device; what was set through either of torch's APIs comes back.
+
+    torch has two (its "Numerical accuracy" notes): `fp32_precision`, and the older `allow_tf32` and
+    `set_float32_matmul_precision`. It keeps what was set through the older one beside the table of the newer one, and
+    raises where somebody asks the older one and the two disagree: compiled models ask. So both are set, and agree.
+    """
+    with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        table = {place: _take(*place) for place in PLACES}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the older API is deprecated is no news for the caller
+            matmul, cudnn = torch.get_float32_matmul_precision(), _older_cudnn_flag()
+            torch.set_float32_matmul_precision("highest")
+            torch.backends.cudnn.allow_tf32 = False
+        try:
+            yield
+        finally:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                torch.set_float32_matmul_precision(matmul)
+                torch.backends.cudnn.allow_tf32 = cudnn
+            for place, precision in table.items():
+                torch._C._set_fp32_precision_setter(*place, precision)
+
+
+def _take(backend: str, op: str) -> str:
+    """What is set at a place whose parents say nothing; nothing from now on."""
+    precision = torch._C._get_fp32_precision_getter(backend, op)
+    torch._C._set_fp32_precision_setter(backend, op, "none")
+    return precision
+
+
+def _older_cudnn_flag() -> bool:
+    """What was last set by `torch.backends.cudnn.allow_tf32`, once the table is empty: then torch raises if True."""
+    try:
+        return bool(torch.backends.cudnn.allow_tf32)
+    except RuntimeError:
+        return True
