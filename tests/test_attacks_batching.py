@@ -89,7 +89,7 @@ def test_square_accepts_the_same_proposals_ahead_as_one_by_one(
 
 
 def test_a_proposal_of_l_inf_is_a_square_of_one_sign_for_each_channel() -> None:
-    x = torch.rand((2, 3, 16, 16), generator=torch.Generator().manual_seed(0))
+    x = torch.rand((2, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     attack = Square(eps=0.1, queries=600, seed=0)
     proposals = attack._proposals(x, 0)
     for query in (1, 60, 599):
@@ -101,7 +101,7 @@ def test_a_proposal_of_l_inf_is_a_square_of_one_sign_for_each_channel() -> None:
         for channel, sign in enumerate(rows.signs[0].tolist()):
             square = (slice(None), channel, slice(top, top + side), slice(left, left + side))
             expected[square] = (x[square] + 0.1 * sign).clamp(0, 1)
-        assert torch.equal(proposal, expected)
+        torch.testing.assert_close(proposal, expected, rtol=0, atol=1e-15)
         assert torch.equal(rows.signs[0], rows.signs[1])
 
 

@@ -151,7 +151,7 @@ class Square:
             return self._two_squares(x[at], best, proposals)
         for rows, side in proposals.by_side():
             square = proposals.window(rows, side, 0)
-            signs = proposals.signs[rows].view(len(rows), -1, 1, 1)
+            signs = proposals.signs[rows].view(len(rows), -1, 1, 1).to(x.dtype)
             best[square] = (x[at[rows].view(-1, 1, 1, 1), *square[1:]] + self.eps * signs).clamp_(0, 1)
         return best
 
