@@ -6,7 +6,7 @@ The transcriptions below do what the papers say, on the module as it is given: A
 start with in their inner loops until they end. Both sides draw the same random numbers and run at the same time, each
 in a process with one thread; CPU seconds are compared. As in the original code, FAB's plain backward pass computes the
 weights' gradients too. The networks are trained adversarially, but lightly: enough that some images hold. Writes
-benchmarks/results/attacks.json.
+benchmarks/results/attacks.json after each attack, so that what a run that is cut short has measured is kept.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import os
 import platform
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from rnas.nets.zoo import build
 
 Mask = Tensor
 Loss = Callable[[Tensor], Tensor]
+Side = Callable[[nn.Module, Tensor, Tensor, Any], Mask]
 
 
 # --- the plain side -------------------------------------------------------------------------------------------------
@@ -152,7 +153,8 @@ def plain_fab(model: nn.Module, x: Tensor, y: Tensor, attack: FAB) -> Mask:
 def plain_square(model: nn.Module, x: Tensor, y: Tensor, attack: Square) -> Mask:
     """Square Attack in l_inf (Andriushchenko et al. 2020); broken images are no longer queried, as in its paper."""
     height, width = x.shape[2:]
-    places, signs = attack._proposals(x, 0)
+    drawn_places, drawn_signs = attack._draws(x, 0)
+    places, signs = drawn_places.tolist(), drawn_signs.float()
     best = attack._start(x, "0")
     value = margin(model(best), y)
     for query in range(1, attack.queries):
@@ -229,49 +231,50 @@ def train(model: nn.Module, split: data.Split, eps: float, steps: int, batch_siz
     model.eval()
 
 
-def run_side(how: Callable[..., Mask], model: nn.Module, x: Tensor, y: Tensor, eps: float, batch: int) -> Any:
-    """AutoAttack's four attacks, each on what the ones before left: (name, CPU seconds, mask) of each."""
+def run_side(how: Side, model: nn.Module, x: Tensor, y: Tensor, attack: Any, batch: int) -> tuple[float, Mask]:
+    """CPU seconds of one attack in one thread, and which images (B,) hold."""
     torch.set_num_threads(1)
+    start = time.process_time()
+    holds = torch.cat([how(model, *part, attack) for part in zip(x.split(batch), y.split(batch), strict=True)])
+    return time.process_time() - start, holds
+
+
+def measure(model: nn.Module, x: Tensor, y: Tensor, eps: float, batch_size: int) -> Iterator[dict[str, Any]]:
+    """AutoAttack's four attacks, each on what the ones before left; after each, all that is known.
+
+    Both sides run at the same time, each in a process of its own, so that they share the machine's noise.
+    """
     with torch.no_grad():
-        classes = model(x[:1]).shape[1]
-        holds = model(x).argmax(1) == y
-    rows = []
-    for name in standard(classes):
-        attack = member(name, eps, "linf", 0)
-        start = time.process_time()
-        for at in holds.nonzero().squeeze(1).split(batch):
-            holds[at] = how(model, x[at], y[at], attack)
-        rows.append((name, time.process_time() - start, holds.tolist()))
-        print(how.__name__, name, rows[-1][1], sum(rows[-1][2]), flush=True)
-    return rows
-
-
-def measure(model: nn.Module, x: Tensor, y: Tensor, eps: float, batch_size: int) -> dict[str, Any]:
-    """Both sides at the same time, each in a process of its own, so that they share the machine's noise."""
+        logits = model(x)
+    clean = logits.argmax(1) == y
+    left = {side: clean.clone() for side in (plain, ours)}
+    attacks: dict[str, dict[str, float]] = {}
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
-        sides = [pool.submit(run_side, how, model, x, y, eps, batch_size) for how in (plain, ours)]
-        theirs, own = (side.result() for side in sides)
-    attacks = {
-        name: {
-            "ratio": round(slow / fast, 2),
-            "plain": round(slow, 2),
-            "rnas": round(fast, 2),
-            "standing": sum(mask),
-            "different": sum(a != b for a, b in zip(mask, plain_mask, strict=True)),
-        }
-        for (name, slow, plain_mask), (_, fast, mask) in zip(theirs, own, strict=True)
-    }
-    total = {side: round(sum(row[side] for row in attacks.values()), 1) for side in ("plain", "rnas")}
-    with torch.no_grad():
-        clean = int((model(x).argmax(1) == y).sum())
-    return {
-        "ratio": round(total["plain"] / total["rnas"], 2),
-        "same_masks": theirs[-1][2] == own[-1][2],
-        "clean": clean,
-        "standing": sum(own[-1][2]),
-        "cpu_seconds": total,
-        "attacks": attacks,
-    }
+        for name in standard(logits.shape[1]):
+            if not all(mask.any() for mask in left.values()):
+                return
+            attack = member(name, eps, "linf", 0)
+            started = [pool.submit(run_side, f, model, x[m], y[m], attack, batch_size) for f, m in left.items()]
+            seconds: list[float] = []
+            for mask, (spent, holds) in zip(left.values(), (side.result() for side in started), strict=True):
+                mask[mask.clone()] = holds
+                seconds.append(spent)
+            attacks[name] = {
+                "ratio": round(seconds[0] / seconds[1], 2),
+                "plain": round(seconds[0], 2),
+                "rnas": round(seconds[1], 2),
+                "standing": int(left[ours].sum()),
+                "different": int((left[plain] != left[ours]).sum()),
+            }
+            total = {side: sum(row[side] for row in attacks.values()) for side in ("plain", "rnas")}
+            yield {
+                "ratio": round(total["plain"] / total["rnas"], 2),
+                "same_masks": torch.equal(*left.values()),
+                "clean": int(clean.sum()),
+                "standing": int(left[ours].sum()),
+                "cpu_seconds": {side: round(spent, 1) for side, spent in total.items()},
+                "attacks": attacks,
+            }
 
 
 def processor() -> str:
@@ -304,9 +307,7 @@ def main() -> None:
         model = make(len(dataset.classes))
         train(model, dataset.train, eps / 2, arguments.train_steps)
         print(name, description, flush=True)
-        outcome = measure(model, x, y, eps, arguments.batch_size)
-        results = json.loads(file.read_text()) if file.exists() else {}
-        results[name] = outcome | {
+        about = {
             "network": description,
             "training": f"{arguments.train_steps} batches of 64 against PGD-2 at half the radius",
             "data": f"{len(x)} test images of {arguments.data_name or dataset.name}, {tuple(x.shape[1:])}",
@@ -321,9 +322,12 @@ def main() -> None:
                 "torch": torch.__version__,
             },
         }
-        file.parent.mkdir(exist_ok=True)
-        file.write_text(json.dumps(results, indent=1) + "\n")
-        print(json.dumps(results[name], indent=1), flush=True)
+        for outcome in measure(model, x, y, eps, arguments.batch_size):
+            results = json.loads(file.read_text()) if file.exists() else {}
+            results[name] = outcome | about
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(json.dumps(results, indent=1) + "\n")
+            print(json.dumps(outcome, indent=1), flush=True)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rnas.attacks.base import checked
+from rnas.attacks.batching import survivors_only, without_fallen
 from rnas.attacks.checks import check_classes, check_positive, check_threat
 from rnas.attacks.losses import correct, cross_entropy, dlr, margin, ranked, targeted_dlr
 from rnas.attacks.noise import normal, uniform
@@ -61,18 +62,15 @@ class APGD:
         if "dlr" in self.loss:
             check_classes(logits, 3, f"APGD's loss {self.loss}")
         targets = ranked(logits, y, self.targets) if self.loss == "dlr-targeted" else y.unsqueeze(1)
-        result = x.clone()
-        alive = correct(logits, y).nonzero().squeeze(1)
-        for rank, target in enumerate(targets.unbind(1)):
-            for restart in range(self.restarts):
-                if len(alive) == 0:
-                    return result
-                x_alive = x[alive]
-                start = self._start(x_alive, f"{rank} {restart}")
-                found, standing = self._run(net, x_alive, y[alive], target[alive], start)
-                result[alive] = found
-                alive = alive[standing]
-        return result
+        jobs = [(rank, restart) for rank in range(targets.shape[1]) for restart in range(self.restarts)]
+
+        def run(alive: Tensor, jobs: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+            rows = alive.repeat(len(jobs))
+            start = torch.cat([self._start(x[alive], f"{rank} {restart}") for rank, restart in jobs])
+            target = torch.cat([targets[alive, rank] for rank, _ in jobs])
+            return self._run(net, x[rows], y[rows], target, start, together=len(jobs))
+
+        return survivors_only(x, correct(logits, y).nonzero().squeeze(1), jobs, run)
 
     def _start(self, x: Tensor, salt: str) -> Tensor:
         """A random point on the surface of the ball, as in the authors' code."""
@@ -83,16 +81,25 @@ class APGD:
             return (x + self.eps * t / t.abs().amax((1, 2, 3), keepdim=True)).clamp_(0, 1)
         return (x + self.eps * unit(normal(x, self.seed, salt))).clamp_(0, 1)
 
-    def _run(self, net: Model, x: Tensor, y: Tensor, target: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
-        """One run: images (B,C,H,W), adversarial where one was found; and which images (B,) still stand."""
+    def _run(
+        self, net: Model, x: Tensor, y: Tensor, target: Tensor, start: Tensor, together: int = 1
+    ) -> tuple[Tensor, Tensor]:
+        """One run: images (B,C,H,W), adversarial where one was found; and which rows (B,) still stand.
+
+        With `together` the rows are so many runs of the same images, one block after the other; an image's other rows
+        are given up once one of them has fallen.
+        """
         result, alive = start.clone(), torch.arange(len(x), device=x.device)
+        stands = torch.ones(len(x), dtype=torch.bool, device=x.device)
         state = _State.start(net, x, y, target, start, OBJECTIVES[self.loss], 2 * self.eps)
         checkpoints = Checkpoints(self.steps)
         for i in range(self.steps + 1):
             standing = correct(state.logits, state.y)
             if not standing.all():
-                result[alive[~standing]] = state.x_adv[~standing]
-                alive, state = alive[standing], state.take(standing)
+                fallen = alive[~standing]
+                result[fallen], stands[fallen] = state.x_adv[~standing], False
+                keep = without_fallen(standing, together)
+                alive, state = alive[keep], state.take(keep)
                 if len(alive) == 0:
                     break
             if i == self.steps:
@@ -102,9 +109,7 @@ class APGD:
                 checkpoints.advance()
             state.ascend(net, OBJECTIVES[self.loss], self.eps, self.norm, first=i == 0, last=i == self.steps - 1)
         result[alive] = state.x_best
-        standing = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-        standing[alive] = True
-        return result, standing
+        return result, stands
 
     def __call__(self, model: Model, x: Tensor, y: Tensor) -> Tensor:
         """Adversarial images (B,C,H,W) for `x` in [0,1] and labels `y` (B,). RnasError on bad input."""

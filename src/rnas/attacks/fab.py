@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from rnas.attacks.base import checked
+from rnas.attacks.batching import survivors_only, without_fallen
 from rnas.attacks.checks import check_positive, check_threat
 from rnas.attacks.losses import correct, of, ranked
 from rnas.attacks.noise import normal, uniform
@@ -52,19 +54,17 @@ class FAB:
         with torch.no_grad():
             logits = net(x)
         targets = ranked(logits, y, self.targets)
-        result = x.clone()
-        alive = correct(logits, y).nonzero().squeeze(1)
-        for restart in range(self.restarts):
-            for rank, target in enumerate(targets.unbind(1)):
-                if len(alive) == 0:
-                    return result
-                x_alive = x[alive]
-                start = self._start(x_alive, f"{rank} {restart}") if restart else x_alive
-                nearest, reached = self.nearest(net, x_alive, y[alive], target[alive], start, enough=self.eps)
-                broken = reached <= self.eps
-                result[alive[broken]] = nearest[broken]
-                alive = alive[~broken]
-        return result
+        jobs = [(rank, restart) for restart in range(self.restarts) for rank in range(targets.shape[1])]
+
+        def run(alive: Tensor, jobs: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+            x_alive, rows = x[alive], alive.repeat(len(jobs))
+            start = torch.cat([self._start(x_alive, f"{rank} {r}") if r else x_alive for rank, r in jobs])
+            target = torch.cat([targets[alive, rank] for rank, _ in jobs])
+            nearest, reached = self.nearest(net, x[rows], y[rows], target, start, enough=self.eps, together=len(jobs))
+            standing = reached > self.eps
+            return torch.where(standing.view(-1, 1, 1, 1), x[rows], nearest), standing
+
+        return survivors_only(x, correct(logits, y).nonzero().squeeze(1), jobs, run)
 
     def _start(self, x: Tensor, salt: str) -> Tensor:
         if self.norm == "linf":
@@ -75,12 +75,20 @@ class FAB:
         return (x + 0.5 * self.eps * t).clamp_(0, 1)
 
     def nearest(
-        self, net: Model, x: Tensor, y: Tensor, target: Tensor, start: Tensor, enough: float = 0.0
+        self,
+        net: Model,
+        x: Tensor,
+        y: Tensor,
+        target: Tensor,
+        start: Tensor,
+        enough: float = 0.0,
+        together: int = 1,
     ) -> tuple[Tensor, Tensor]:
         """The nearest adversarial points found (B,C,H,W) and their distances (B,), infinite where there is none.
 
         `target` (B,) are the classes whose boundary is approached from the points `start`. An image's search ends once
-        its distance is at most `enough`.
+        its distance is at most `enough`. With `together` the rows are so many searches around the same images, one
+        block after the other, and the first of them to end ends an image's others.
         """
         result, reached = x.clone(), torch.full((len(x),), torch.inf, device=x.device, dtype=x.dtype)
         alive, x1 = torch.arange(len(x), device=x.device), start
@@ -106,8 +114,9 @@ class FAB:
                 plane = _linearised(*_forward(net, x1, y, target)[:2])
             going = reached[alive] > enough
             if not going.all():
-                alive, x, x1, y, target = alive[going], x[going], x1[going], y[going], target[going]
-                plane = plane[0][going], plane[1][going]
+                keep = without_fallen(going, together)
+                alive, x, x1, y, target = alive[keep], x[keep], x1[keep], y[keep], target[keep]
+                plane = plane[0][keep], plane[1][keep]
                 if len(alive) == 0:
                     break
         return result, reached

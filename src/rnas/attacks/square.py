@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
 
 from rnas.attacks.base import checked
+from rnas.attacks.batching import row_limit
 from rnas.attacks.checks import check_positive, check_threat
 from rnas.attacks.losses import correct, margin
 from rnas.attacks.noise import derived_seed, uniform
@@ -17,14 +19,16 @@ from rnas.errors import RnasError
 from rnas.frozen import Model
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries after which the changed share p is halved
+OVERHEAD = {"cpu": 5.0, "gpu": 256.0}  # rows that cost about as much as a forward pass costs beside them
 
 
 @dataclass(frozen=True, kw_only=True)
 class Square:
     """Square Attack on the margin, with the schedule of p unrescaled, as AutoAttack runs it.
 
-    The proposals (place, size, signs) of a run are drawn once for all images; the first perturbation is drawn for each
-    image. An image is left alone once broken; for one that holds, the point of the highest loss is returned.
+    The proposals (place, size, signs) of a run are drawn once for all images; the first perturbation, and for l_2 the
+    signs, are drawn for each image. An image is left alone once broken; for one that holds, the point of the highest
+    loss is returned.
     """
 
     eps: float = 8 / 255
@@ -59,50 +63,73 @@ class Square:
             for restart in range(self.restarts):
                 if len(alive) == 0:
                     break
-                found, standing = self._run(net, x[alive], y[alive], restart)
+                found, standing = self._run(net, x[alive], y[alive], restart, row_limit(x))
                 result[alive] = found
                 alive = alive[standing]
         return result
 
-    def _run(self, net: Model, x: Tensor, y: Tensor, restart: int) -> tuple[Tensor, Tensor]:
-        """One run: the images of the highest loss found, and which (B,) still stand."""
-        result, alive = x.clone(), torch.arange(len(x), device=x.device)
-        height, width = x.shape[2:]
-        places, signs = self._proposals(x, restart)
+    def _run(self, net: Model, x: Tensor, y: Tensor, restart: int, rows: int) -> tuple[Tensor, Tensor]:
+        """One run: the images of the highest loss found, and which (B,) still stand.
+
+        While images are few, up to `rows` proposals are tried at once: the next ones of each image, of which the first
+        improvement is accepted and the later ones are tried again from there, so that the outcome is as one by one.
+        """
+        proposals, pace = self._proposals(x, restart), _Pace(rows, OVERHEAD["cpu" if x.device.type == "cpu" else "gpu"])
+        result, stands = x.clone(), torch.ones(len(x), dtype=torch.bool, device=x.device)
         best = self._start(x, str(restart))
         logits = net(best)
-        loss = margin(logits, y)
-        standing = correct(logits, y)
-        for query in range(1, self.queries + 1):
-            if not standing.all():
-                result[alive[~standing]] = best[~standing]
-                alive, x, y, best, loss = (v[standing] for v in (alive, x, y, best, loss))
-            if query == self.queries or len(alive) == 0:
-                break
-            side = self.side(query, height, width)
-            # As the authors' code: below the full size no square touches the last row or column.
-            corners = [int(u * (extent - side)) for u, extent in zip(places[query], (height, width) * 2, strict=True)]
-            change = self._square if self.norm == "linf" else self._two_squares
-            proposal = change(x, best, side, corners, signs[query])
+        loss, standing = margin(logits, y), correct(logits, y)
+        alive, query = torch.arange(len(x), device=x.device), torch.ones_like(y)  # the query that comes next
+        while True:
+            going = standing & (query < self.queries)
+            if not going.all():
+                ended = alive[~going]
+                result[ended], stands[ended] = best[~going], standing[~going]
+                alive, best, loss, query = (v[going] for v in (alive, best, loss, query))
+                if len(alive) == 0:
+                    return result, stands
+            ahead = pace.ahead(len(alive))
+            # Past the last query the last one is tried again, to no effect.
+            queries = (query.unsqueeze(1) + torch.arange(ahead, device=x.device)).clamp(max=self.queries - 1)
+            at, copies = _repeated(alive, ahead), _repeated(best, ahead)
+            proposal = self._proposed(x, at, copies, proposals.take(at, queries.flatten()))
             logits = net(proposal)
-            proposed = margin(logits, y)
-            standing = correct(logits, y)
-            accepted = (proposed > loss) | ~standing
-            loss = torch.where(accepted, proposed, loss)
-            best = torch.where(accepted.view(-1, 1, 1, 1), proposal, best)
-        result[alive] = best
-        standing = torch.zeros(len(result), dtype=torch.bool, device=x.device)
-        standing[alive] = True
-        return result, standing
+            proposed, right = (f(logits, y[at]).view(-1, ahead) for f in (margin, correct))
+            accepted = (proposed > loss.unsqueeze(1)) | ~right
+            first, some = accepted.int().argmax(1), accepted.any(1)
+            row = torch.arange(len(alive), device=x.device) * ahead + first
+            loss = torch.where(some, proposed.flatten()[row], loss)
+            best[some] = proposal[row[some]]
+            standing = right.flatten()[row] | ~some
+            tried = torch.where(some, first + 1, ahead)
+            query = query + tried
+            pace.record(int(tried.sum()), int(some.sum()))
 
-    def _proposals(self, x: Tensor, restart: int) -> tuple[list[list[float]], Tensor]:
+    def _draws(self, x: Tensor, restart: int) -> tuple[Tensor, Tensor]:
         """For every query two places (top, left, top, left) in [0,1), and a sign for each channel and one more."""
         generator = None
         if (seed := derived_seed(self.seed, f"proposals {restart}")) is not None:
             generator = Generator().manual_seed(seed)
-        places = torch.rand((self.queries, 4), generator=generator).tolist()
-        signs = 2.0 * torch.randint(0, 2, (self.queries, x.shape[1] + 1), generator=generator) - 1.0
-        return places, signs.to(x.device, x.dtype)
+        places = torch.rand((self.queries, 4), generator=generator)
+        return places, 2 * torch.randint(0, 2, (self.queries, x.shape[1] + 1), generator=generator) - 1
+
+    def _proposals(self, x: Tensor, restart: int) -> _Proposals:
+        """What every query is going to try on the images `x`."""
+        channels, height, width = x.shape[1:]
+        places, signs = self._draws(x, restart)
+        sides = torch.tensor([self.side(query, height, width) for query in range(self.queries)])
+        # As the authors' code: below the full size no square touches the last row or column.
+        extents = torch.tensor((height, width) * 2) - sides.unsqueeze(1)
+        corners = (places.double() * extents).long()
+        image_signs = signs[None, :, :-1].to(x.device)
+        if self.norm == "l2":  # every image has its own there, as in the authors' code
+            image_signs = _signs(uniform(x, self.seed, f"signs {restart}", (self.queries, channels)))
+        return _Proposals(
+            side=sides.to(x.device),
+            corners=corners.to(x.device),
+            signs=image_signs.to(torch.int8).expand(len(x), -1, -1),
+            turned=(signs[:, -1] > 0).to(x.device),
+        )
 
     def _start(self, x: Tensor, salt: str) -> Tensor:
         """l_inf: vertical stripes of ±ε. l_2: a grid of 5 x 5 bumps of random signs, scaled to ε."""
@@ -118,37 +145,87 @@ class Square:
         delta[:, :, top : top + side * tiles_h, left : left + side * tiles_w] = bumps
         return (x + self.eps * unit(delta)).clamp_(0, 1)
 
-    def _square(self, x: Tensor, best: Tensor, side: int, corners: list[int], signs: Tensor) -> Tensor:
-        """`best` with one square set to x ± ε, one sign for each channel."""
-        top, left = corners[:2]
-        proposal = best.clone()
-        square = (..., slice(top, top + side), slice(left, left + side))
-        proposal[square] = (x[square] + self.eps * signs[:-1].view(-1, 1, 1)).clamp_(0, 1)
-        return proposal
+    def _proposed(self, x: Tensor, at: Tensor, best: Tensor, proposals: _Proposals) -> Tensor:
+        """What comes of `best` (R,C,H,W), which is overwritten, by a proposal for each row; it belongs to `x[at]`."""
+        if self.norm == "l2":
+            return self._two_squares(x[at], best, proposals)
+        for rows, side in proposals.by_side():
+            square = proposals.window(rows, side, 0)
+            signs = proposals.signs[rows].view(len(rows), -1, 1, 1).to(x.dtype)
+            best[square] = (x[at[rows].view(-1, 1, 1, 1), *square[1:]] + self.eps * signs).clamp_(0, 1)
+        return best
 
-    def _two_squares(self, x: Tensor, best: Tensor, side: int, corners: list[int], signs: Tensor) -> Tensor:
+    def _two_squares(self, x: Tensor, best: Tensor, proposals: _Proposals) -> Tensor:
         """`best` with what a second square spends of the l_2 budget moved into the first, as a bump (Algorithm 3)."""
-        top, left, top2, left2 = corners
-        delta = best - x
-        first = (..., slice(top, top + side), slice(left, left + side))
-        second = (..., slice(top2, top2 + side), slice(left2, left2 + side))
-        windows = torch.zeros_like(delta)
-        windows[first] = delta[first]
-        windows[second] = delta[second]
-        spent = l2(windows)
+        delta, windows = best - x, torch.zeros_like(x)
         free = (self.eps**2 - l2(delta) ** 2).clamp(min=0)
-        shape = bump(side, x)
-        if signs[-1] > 0:
-            shape = shape.T
-        change = signs[:-1].view(-1, 1, 1) * shape + _unit_channels(delta[first])
-        change = _unit_channels(change) * (free / x.shape[1] + spent**2).sqrt()
-        delta[second] = 0
-        delta[first] = change
+        for rows, side in proposals.by_side():
+            first, second = (proposals.window(rows, side, k) for k in (0, 1))
+            windows[first], windows[second] = delta[first], delta[second]
+            budget = (free[rows] / x.shape[1] + l2(windows[rows]) ** 2).sqrt()
+            hill = bump(side, x)
+            shape = torch.where(proposals.turned[rows].view(-1, 1, 1, 1), hill.T, hill)
+            change = proposals.signs[rows].view(len(rows), -1, 1, 1) * shape + _unit_channels(delta[first])
+            delta[second] = 0
+            delta[first] = _unit_channels(change) * budget
         return (x + self.eps * unit(delta)).clamp_(0, 1)
 
     def __call__(self, model: Model, x: Tensor, y: Tensor) -> Tensor:
         """Adversarial images (B,C,H,W) for `x` in [0,1] and labels `y` (B,). RnasError on bad input."""
         return checked(self, model, x, y)
+
+
+@dataclass(frozen=True)
+class _Proposals:
+    """For every query, or for every row that is tried: the changes, drawn beforehand. Q: queries or rows."""
+
+    side: Tensor
+    """Side of the squares in pixels (Q,)."""
+    corners: Tensor
+    """Top and left of the square, and of a second one for l_2, in pixels (Q,4)."""
+    signs: Tensor
+    """For each image and channel (B,Q,C), or, of rows, (R,C)."""
+    turned: Tensor
+    """Whether the bump of l_2 lies on its side (Q,)."""
+
+    def take(self, image: Tensor, query: Tensor) -> _Proposals:
+        """Rows (R,): the proposals `query` for the images `image`."""
+        return _Proposals(self.side[query], self.corners[query], self.signs[image, query], self.turned[query])
+
+    def by_side(self) -> Iterator[tuple[Tensor, int]]:
+        """The rows that have squares of equal side, and that side."""
+        for side in sorted(set(self.side.tolist())):
+            yield (self.side == side).nonzero().squeeze(1), side
+
+    def window(self, rows: Tensor, side: int, which: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Indices of images that give square 0 or 1 of the rows: (rows,C,side,side)."""
+        reach = torch.arange(side, device=rows.device)
+        top, left = self.corners[rows, 2 * which : 2 * which + 2].unbind(1)
+        channels = torch.arange(self.signs.shape[-1], device=rows.device)
+        down, along = top.unsqueeze(1) + reach, left.unsqueeze(1) + reach
+        return rows.view(-1, 1, 1, 1), channels.view(-1, 1, 1), down[:, None, :, None], along[:, None, None, :]
+
+
+class _Pace:
+    """How many queries of each image to try at once.
+
+    Trying k of each of n images costs c + n k rows, c for the pass itself. Where a share a of queries is accepted,
+    about k − a k² / 2 of an image's k are not in vain, and such a query costs least at k = √(2c / (n a)).
+    """
+
+    def __init__(self, rows: int, overhead: float):
+        self.rows, self.overhead = rows, overhead
+        self.tried = self.accepted = 0.0
+
+    def ahead(self, images: int) -> int:
+        """k for so many images: no more than fill the rows, nor than come before the next acceptance."""
+        rate = (self.accepted + 1) / (self.tried + 1)
+        best = min(math.sqrt(2 * self.overhead / (images * rate)), 1 / rate)
+        return max(min(int(best), self.rows // images), 1)
+
+    def record(self, tried: int, accepted: int) -> None:
+        """What came of the last batch; older ones are forgotten little by little."""
+        self.tried, self.accepted = 0.9 * self.tried + tried, 0.9 * self.accepted + accepted
 
 
 def bump(side: int, like: Tensor) -> Tensor:
@@ -175,6 +252,11 @@ def _hill(height: int, width: int, like: Tensor) -> Tensor:
 def _unit_channels(v: Tensor) -> Tensor:
     """Every channel of `v` (B,C,h,w) divided by its own norm."""
     return v / (torch.linalg.vector_norm(v, dim=(2, 3), keepdim=True) + 1e-12)  # type: ignore[no-any-return]
+
+
+def _repeated(v: Tensor, times: int) -> Tensor:
+    """A copy of `v` in which every row comes `times` times in a row."""
+    return v.unsqueeze(1).expand(-1, times, *v.shape[1:]).clone(memory_format=torch.contiguous_format).flatten(0, 1)
 
 
 def _signs(u: Tensor) -> Tensor:
