@@ -26,7 +26,6 @@ from rnas.errors import RnasError
 from rnas.files import read_json, replacing, write_json
 from rnas.frozen import Model
 from rnas.nets.saved import META, load_model
-from rnas.precision import without_tf32
 from rnas.runs import SETTINGS
 from rnas.settings import Evaluate, Source
 from rnas.steps import choose_device, load_data
@@ -103,7 +102,6 @@ def evaluate(
     return Result(summary, dict(found.masks))
 
 
-@without_tf32()
 def evaluate_run(settings: Evaluate, console: Console | None = None) -> Result:
     """Evaluate the trained network of a run folder; writes evaluation.json, masks.npz and examples.npz into it."""
     console = console or Console(quiet=True)
