@@ -1,6 +1,7 @@
 """What each step of a search costs at the paper's supernet: the plain one, the fast one, and the machine's floor.
 
     python -m benchmarks.search_step [--batch-size 16] [--threads 1] [--rounds 5] [--json FILE]
+    python -m benchmarks.search_step --device cuda              # batches of 128 and 512, float32 and bfloat16
 
 Three variants, interleaved:
   published  the plain supernet as published code drives it: every `backward` computes the gradients of all weights
@@ -13,7 +14,8 @@ and the steps of an iteration:
   projection  α's gradient of the network vulnerability (train mode, Eq. 9)
   iteration   14 pgd + weight + alpha, from the medians
 The floor of a step is its multiply-adds at the rate of a large matrix product, beside the bytes that its convolutions
-must read and write at the rate of a copy. Peak memory is measured at --memory-batch-size in processes of their own.
+must read and write at the rate of a copy. On a CPU peak memory is measured at --memory-batch-size in processes of their
+own, on a GPU at every batch size. From the steps follows what the paper's whole search would cost.
 """
 
 from __future__ import annotations
@@ -21,14 +23,28 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from benchmarks.timing import clock, interleaved, machine, median, peak_mib, rates, save
+from benchmarks.projected import duration, search_seconds
+from benchmarks.timing import (
+    add_options,
+    clock,
+    gpu_peak_mib,
+    in_ms,
+    interleaved,
+    machine,
+    median,
+    peak_mib,
+    rates,
+    ratio,
+    save,
+    settle,
+    times,
+)
 from torch import Tensor, nn
 
 from rnas.attacks.norms import project, steepest
@@ -36,7 +52,9 @@ from rnas.frozen import unfolded
 from rnas.nets.count import macs
 from rnas.nets.fast import FastSupernet
 from rnas.nets.supernet import Supernet
+from rnas.precision import Precision, without_tf32
 from rnas.settings import SearchSpace
+from rnas.steps import choose_precision
 from rnas.vulnerability import network_vulnerability
 
 VARIANTS = ("published", "frozen", "fast")
@@ -51,8 +69,9 @@ BARS = {
 class Steps:
     """The steps of a search on one supernet, without its optimisers."""
 
-    def __init__(self, variant: str, batch_size: int, device: str):
+    def __init__(self, variant: str, batch_size: int, device: str, precision: Precision):
         torch.manual_seed(0)
+        self.precision = precision
         kind = FastSupernet if variant == "fast" else Supernet
         self.net = kind(SearchSpace(), 10).to(device)
         self.thetas, self.alphas = self.net.thetas, self.net.alphas
@@ -77,65 +96,86 @@ class Steps:
             p.requires_grad_(self.published or step == "weight")
         for p in self.alphas:
             p.requires_grad_(self.published or step != "pgd")
-        if step == "pgd" and isinstance(self.net, FastSupernet):
-            return partial(self.pgd, self.net.frozen_view())
-        return partial(self.pgd, self.net) if step == "pgd" else getattr(self, step)
+        if step == "pgd":
+            return partial(self.pgd, self.fold() if isinstance(self.net, FastSupernet) else self.net)
+        run: Callable[[], object] = getattr(self, step)
+        return run
+
+    def fold(self) -> Callable[[Tensor], Tensor]:
+        """What an attack of the fast supernet runs on."""
+        assert isinstance(self.net, FastSupernet)
+        with self.precision.autocast(self.x.device):
+            return self.net.frozen_view()
+
+    def logits(self, x: Tensor) -> Tensor:
+        return self.precision.of(self.net)(x)
 
     def pgd(self, model: Callable[[Tensor], Tensor]) -> Tensor:
         x_adv = self.x_adv.clone().requires_grad_()
-        (grad,) = self._differentiate(F.cross_entropy(model(x_adv), self.y), [x_adv])
+        (grad,) = self._differentiate(F.cross_entropy(self.precision.of(model)(x_adv), self.y), [x_adv])
         with torch.no_grad():
             return project(x_adv + 2 / 255 * steepest(grad, "linf"), self.x, 8 / 255, "linf")
 
     def weight(self) -> None:
-        self._differentiate(F.cross_entropy(self.net(self.x_adv), self.y), self.thetas)
+        self._differentiate(F.cross_entropy(self.logits(self.x_adv), self.y), self.thetas)
 
     def alpha(self) -> None:
-        loss = F.cross_entropy(self.net(self.x), self.y) + F.cross_entropy(self.net(self.x_adv), self.y)
+        loss = F.cross_entropy(self.logits(self.x), self.y) + F.cross_entropy(self.logits(self.x_adv), self.y)
         self._differentiate(loss, self.alphas)
 
     def projection(self) -> None:
-        clean, adversarial = (self.net.forward_cells(x)[1] for x in (self.x, self.x_adv))
+        with self.precision.autocast(self.x.device):
+            clean, adversarial = (self.net.forward_cells(x)[1] for x in (self.x, self.x_adv))
         self._differentiate(network_vulnerability(clean, adversarial), self.alphas)
 
 
-def measure(batch_size: int, rounds: int, device: str) -> dict[str, Any]:
-    """Seconds of each step of each variant, and their ratios."""
-    steps = {variant: Steps(variant, batch_size, device) for variant in VARIANTS}
-    seconds: dict[str, dict[str, float]] = {}
+def measure(batch_size: int, rounds: int, device: str, precision: Precision) -> dict[str, Any]:
+    """Seconds of each step of each variant, and their ratios; and of the paper's search."""
+    steps = {variant: Steps(variant, batch_size, device, precision) for variant in VARIANTS}
+    seconds: dict[str, dict[str, float | None]] = {}
     samples: dict[str, dict[str, list[float]]] = {}
     for step in PASSES:
         samples[step] = interleaved({v: s.prepare(step) for v, s in steps.items()}, rounds, device)
         seconds[step] = {variant: median(values) for variant, values in samples[step].items()}
-    fast = steps["fast"].net
-    assert isinstance(fast, FastSupernet)
-    folding = median(interleaved({"": fast.frozen_view}, rounds, device)[""])
-    seconds["pgd"]["fast"] += folding / ATTACK_STEPS
-    seconds["iteration"] = {
-        v: 2 * ATTACK_STEPS * seconds["pgd"][v] + seconds["weight"][v] + seconds["alpha"][v] for v in VARIANTS
+    folding = median(interleaved({"": steps["fast"].fold}, rounds, device)[""])
+    if seconds["pgd"]["fast"] is not None and folding is not None:
+        seconds["pgd"]["fast"] += folding / ATTACK_STEPS
+    of_variant = {v: {step: values[v] for step, values in seconds.items()} for v in VARIANTS}
+    whole = {v: {step: t for step, t in of.items() if t is not None} for v, of in of_variant.items()}
+    whole = {v: of for v, of in whole.items() if len(of) == len(PASSES)}
+    seconds["iteration"] = {v: iteration(whole[v]) if v in whole else None for v in VARIANTS}
+    return {
+        "ratio_to_fast": {
+            step: {v: ratio(values[v], values["fast"]) for v in ("published", "frozen")}
+            for step, values in seconds.items()
+        },
+        "seconds": seconds,
+        "papers_search_seconds": {v: search_seconds(of, batch_size) for v, of in whole.items()},
+        "folding_seconds": folding,
+        "samples": samples,
     }
-    ratios = {
-        step: {v: round(values[v] / values["fast"], 2) for v in ("published", "frozen")}
-        for step, values in seconds.items()
-    }
-    return {"ratio_to_fast": ratios, "seconds": seconds, "folding_seconds": folding, "samples": samples}
 
 
-def floor(batch_size: int, device: str) -> dict[str, Any]:
+def iteration(seconds: Mapping[str, float]) -> float:
+    """An iteration of Phase II's first step: both attacks, weights, α."""
+    return 2 * ATTACK_STEPS * seconds["pgd"] + seconds["weight"] + seconds["alpha"]
+
+
+def floor(batch_size: int, device: str, precision: Precision) -> dict[str, Any]:
     """The least that each step can cost on this machine."""
     net = Supernet(SearchSpace(), 10).to(device)
     touched = 0
 
     def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         nonlocal touched
-        touched += 4 * (inputs[0].numel() + output.numel())
+        touched += (2 if precision.bf16 else 4) * (inputs[0].numel() + output.numel())
 
     hooks = [m.register_forward_hook(count) for m in net.modules() if isinstance(m, nn.Conv2d)]
     with torch.no_grad(), unfolded(net) as model:
         model(torch.zeros(1, 3, 32, 32, device=device))
     for hook in hooks:
         hook.remove()
-    rate = rates(device)
+    rate = rates(device, torch.bfloat16 if precision.bf16 else torch.float32)
     flop, byte = 2 * macs(net) * batch_size, touched * batch_size
     out: dict[str, Any] = {"rates": rate, "multiply_adds_per_image": macs(net)}
     for step, passes in PASSES.items():
@@ -150,74 +190,100 @@ def floor(batch_size: int, device: str) -> dict[str, Any]:
 MEMORY_STEPS = ("pgd", "weight")  # the others keep two passes: 19 GiB at batch 64 in the plain supernet
 
 
-def memory(batch_size: int, device: str) -> dict[str, dict[str, float]]:
-    """Peak MiB of each step above what the built network takes, each in a process of its own."""
-    out: dict[str, dict[str, float]] = {}
-    for step in MEMORY_STEPS:
+def memory(batch_size: int, device: str, precision: Precision) -> dict[str, dict[str, float | None]]:
+    """Peak MiB of each step above what the built network takes; on a CPU each in a process of its own."""
+    out: dict[str, dict[str, float | None]] = {}
+    for step in PASSES if device == "cuda" else MEMORY_STEPS:
         out[step] = {}
         for variant in (*VARIANTS, "fast, save_memory"):
             if variant == "fast, save_memory" and step == "pgd":
                 continue  # an attack keeps little as it is
+            if device == "cuda":
+                steps = saving(variant, batch_size, device, precision)
+                out[step][variant] = gpu_peak_mib(steps.prepare(step))
+                continue
             command = [sys.executable, "-m", "benchmarks.search_step", "--peak", variant, step]
-            command += ["--batch-size", str(batch_size), "--device", device, "--threads", "1"]
+            command += ["--batch-size", str(batch_size), "--precision", precision.name, "--threads", "1"]
             done = subprocess.run(command, check=True, capture_output=True, text=True)
             out[step][variant] = float(done.stdout)
     return out
 
 
-def peak(variant: str, step: str, batch_size: int, device: str) -> float:
-    steps = Steps(variant.split(",")[0], batch_size, device)
+def saving(variant: str, batch_size: int, device: str, precision: Precision) -> Steps:
+    """The steps of a variant, or of "fast, save_memory"."""
+    steps = Steps(variant.split(",")[0], batch_size, device, precision)
     if "save_memory" in variant and isinstance(steps.net, FastSupernet):
         steps.net.save_memory()
-    before = peak_mib(device)
+    return steps
+
+
+def cpu_peak(variant: str, step: str, batch_size: int, precision: Precision) -> float:
+    steps = saving(variant, batch_size, "cpu", precision)
+    before = peak_mib()
     steps.prepare(step)()
-    return peak_mib(device) - before
+    return peak_mib() - before
 
 
-def report(result: dict[str, Any]) -> str:
-    """The tables for the terminal: ratios first."""
-    lines = [f"{'step':12}{'published/fast':>16}{'frozen/fast':>14}{'fast ms':>10}{'images/s':>10}{'floor ms':>10}"]
-    size = result["batch_size"]
-    for step, ratio in result["ratio_to_fast"].items():
-        seconds = result["seconds"][step]["fast"]
-        least = f"{1e3 * result['floor'][step]['seconds_of_arithmetic']:10.0f}" if step in PASSES else ""
-        marks = [
-            "" if step not in BARS[v] else " ok" if ratio[v] >= BARS[v][step] else f" <{BARS[v][step]}"
-            for v in ("published", "frozen")
-        ]
-        lines.append(
-            f"{step:12}{ratio['published']:>12.2f}x{marks[0]:3}{ratio['frozen']:>10.2f}x{marks[1]:3}"
-            f"{1e3 * seconds:>10.0f}{size / seconds:>10.1f}{least}"
-        )
-    for step, peaks in result.get("peak_mib", {}).items():
-        lines.append(f"peak MiB, {step}: " + ", ".join(f"{v} {m:.0f}" for v, m in peaks.items()))
+def report(run: dict[str, Any]) -> str:
+    """The tables of one batch size and precision for the terminal: ratios first."""
+    size = run["batch_size"]
+    lines = [
+        f"batch size {size}, {run['precision']}",
+        f"{'step':12}{'published/fast':>16}{'frozen/fast':>16}{'fast ms':>10}{'images/s':>10}{'floor ms':>10}",
+    ]
+    for step, of in run["ratio_to_fast"].items():
+        seconds = run["seconds"][step]["fast"]
+        least = in_ms(run["floor"][step]["seconds_of_arithmetic"]) if step in PASSES else ""
+        rate = "-" if seconds is None else f"{size / seconds:.1f}"
+        marks = [times(of[v], BARS[v].get(step)) for v in ("published", "frozen")]
+        lines.append(f"{step:12}{marks[0]:>16}{marks[1]:>16}{in_ms(seconds):>10}{rate:>10}{least:>10}")
+    for step, peaks in run.get("peak_mib", {}).items():
+        shown = ", ".join(f"{v} {'no room' if mib is None else f'{mib:.0f}'}" for v, mib in peaks.items())
+        lines.append(f"peak MiB at batch size {run['memory_batch_size']}, {step}: {shown}")
+    for variant, seconds in run["papers_search_seconds"].items():
+        lines.append(f"the paper's search, 60 epochs of CIFAR-10, {variant}: {duration(seconds)} at most")
     return "\n".join(lines)
 
 
+def between_precisions(runs: list[dict[str, Any]]) -> list[str]:
+    """How many times as fast as float32 bfloat16 is, of the fast supernet at the same batch size."""
+    found = {(run["batch_size"], run["precision"]): run["seconds"] for run in runs}
+    lines = []
+    for (size, precision), seconds in found.items():
+        if precision == "bf16" and (size, "fp32") in found:
+            base = found[size, "fp32"]
+            of = ", ".join(f"{step} {times(ratio(base[step]['fast'], t['fast']))}" for step, t in seconds.items())
+            lines.append(f"fp32/bf16, fast, batch size {size}: {of}")
+    return lines
+
+
+@without_tf32()
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--memory-batch-size", type=int, default=64, help="0: do not measure memory")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--json", type=Path, default=None)
+    add_options(parser, batch_size=16, rounds=5)
+    parser.add_argument("--memory-batch-size", type=int, default=64, help="on a CPU; 0: do not measure memory")
     parser.add_argument("--peak", nargs=2, metavar=("VARIANT", "STEP"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
+    settle(options)
+    device = options.device
     if options.peak:
-        print(peak(*options.peak, options.batch_size, options.device))
+        print(cpu_peak(*options.peak, options.batch_size[0], choose_precision(options.precision[0])))
         return
-    start = clock(options.device)
-    result = {"batch_size": options.batch_size, "machine": machine(options.device)}
-    if options.memory_batch_size:
-        result["memory_batch_size"] = options.memory_batch_size
-        result["peak_mib"] = memory(options.memory_batch_size, options.device)
-    result |= measure(options.batch_size, options.rounds, options.device)
-    result["floor"] = floor(options.batch_size, options.device)
-    print(report(result))
-    print(f"{clock(options.device) - start:.0f} s")
-    save(options.json, result)
+    start = clock(device)
+    result: dict[str, Any] = {"machine": machine(device), "runs": []}
+    for precision in map(choose_precision, options.precision):
+        for size in options.batch_size:
+            run: dict[str, Any] = {"batch_size": size, "precision": precision.name}
+            if options.memory_batch_size:
+                run["memory_batch_size"] = size if device == "cuda" else options.memory_batch_size
+                run["peak_mib"] = memory(run["memory_batch_size"], device, precision)
+            run |= measure(size, options.rounds, device, precision)
+            run["floor"] = floor(size, device, precision)
+            result["runs"].append(run)
+            print(report(run), flush=True)
+            save(options.json, result)  # what there is, if the rest is cut off
+    print("\n".join(between_precisions(result["runs"])))
+    print(f"{clock(device) - start:.0f} s")
 
 
 if __name__ == "__main__":

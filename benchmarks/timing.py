@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -26,35 +27,94 @@ def clock(device: str) -> float:
 
 
 def interleaved(variants: Mapping[str, Callable[[], object]], rounds: int, device: str) -> dict[str, list[float]]:
-    """Seconds of each variant in each round: A B C, A B C, …, after one round that does not count."""
+    """Seconds of each variant in each round: A B C, A B C, …, after one round that does not count.
+
+    An empty list for a variant that does not fit into the GPU's memory.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in variants}
+    fitting = dict(variants)
     for i in range(rounds + 1):
-        for name, run in variants.items():
+        for name, run in list(fitting.items()):
             start = clock(device)
-            run()
-            if i:
+            if not fits(run):
+                seconds[name] = []
+                del fitting[name]
+            elif i:
                 seconds[name].append(clock(device) - start)
     return seconds
 
 
-def median(values: list[float]) -> float:
-    return statistics.median(values)
+def fits(run: Callable[[], object]) -> bool:
+    """Run it; whether the GPU's memory was enough."""
+    try:
+        run()
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return False
+    return True
 
 
-def rates(device: str) -> dict[str, float]:
-    """GFLOP/s of a float32 matrix product and GB/s of a copy, here and now."""
-    a, b = (torch.randn(1024, 1024, device=device) for _ in range(2))
-    source = torch.randn(2**25, device=device)
+def median(values: list[float]) -> float | None:
+    """The median of a variant's seconds; None if it did not fit."""
+    return statistics.median(values) if values else None
+
+
+def ratio(a: float | None, b: float | None) -> float | None:
+    """How many times `b` is `a`; None if either did not fit."""
+    return None if a is None or b is None else round(a / b, 2)
+
+
+def in_ms(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{1e3 * seconds:.0f}"
+
+
+def times(value: float | None, bar: float | None = None) -> str:
+    """A ratio for the terminal, and whether it meets its bar."""
+    if value is None:
+        return "no room"
+    mark = "" if bar is None else " ok" if value >= bar else f" <{bar}"
+    return f"{value:.2f}x{mark}"
+
+
+def add_options(parser: argparse.ArgumentParser, batch_size: int, rounds: int) -> None:
+    """The options that the speed benchmarks share. `batch_size`: on a CPU."""
+    parser.add_argument("--batch-size", type=int, nargs="+", help=f"default: {batch_size}; on a GPU 128 512")
+    parser.add_argument("--precision", nargs="+", choices=("fp32", "bf16"), help="default: fp32; on a GPU both")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--json", type=Path, default=None)
+    parser.set_defaults(cpu_batch_size=batch_size)
+
+
+def settle(options: argparse.Namespace) -> None:
+    """Fill in what depends on the device, and set the number of threads."""
+    gpu = options.device == "cuda"
+    options.batch_size = options.batch_size or ([128, 512] if gpu else [options.cpu_batch_size])
+    options.precision = options.precision or (["fp32", "bf16"] if gpu else ["fp32"])
+    torch.set_num_threads(options.threads)
+
+
+def rates(device: str, dtype: torch.dtype = torch.float32) -> dict[str, float]:
+    """GFLOP/s of a large matrix product in `dtype` and GB/s of a copy, here and now."""
+    n, copied = (8192, 2**28) if device == "cuda" else (1024, 2**25)
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    source = torch.randn(copied, device=device)
     target = torch.empty_like(source)
     product = min(interleaved({"": lambda: [a @ b for _ in range(8)]}, 5, device)[""]) / 8
     copy = min(interleaved({"": lambda: target.copy_(source)}, 5, device)[""])
-    return {"gemm_gflops": 2 * 1024**3 / product / 1e9, "copy_gb_per_s": 2 * 4 * 2**25 / copy / 1e9}
+    return {"gemm_gflops": 2 * n**3 / product / 1e9, "copy_gb_per_s": 2 * 4 * copied / copy / 1e9}
 
 
-def peak_mib(device: str) -> float:
-    """The most memory that this process has held so far (on a GPU: that its tensors took)."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
+def gpu_peak_mib(run: Callable[[], object]) -> float | None:
+    """The most memory that `run` took on the GPU above what was taken before; None if it did not fit."""
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    return (torch.cuda.max_memory_allocated() - before) / 2**20 if fits(run) else None
+
+
+def peak_mib() -> float:
+    """The most memory that this process has held so far."""
     status = Path("/proc/self/status")
     if status.exists():  # getrusage's figure would start from that of the program which started this one
         return next(int(line.split()[1]) / 1024 for line in status.read_text().splitlines() if "VmHWM" in line)

@@ -4,6 +4,7 @@ A frozen network is a constant function, so it may be computed in a cheaper way:
 convolution before it, equal ReLUs of one tensor computed once, depthwise convolutions whose input gradient is itself a
 convolution, and on a CPU the `channels_last` layout. `torch.fx` finds the structure; a module that cannot be traced, or
 that has hooks, runs as it is. The structure is kept for each module, so that a training loop pays only for new weights.
+Frozen under autocast, the folded weights have its number format, and the model must be called under autocast too.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.autograd.function import once_differentiable
+
+from rnas.precision import pass_dtype
 
 M = TypeVar("M", bound=nn.Module)
 Model = Callable[[Tensor], Tensor]
@@ -201,6 +204,12 @@ class _Fast:
     @torch.no_grad()
     def _equals(self, model: nn.Module, x: Tensor) -> bool:
         x = x[:2]
+        if torch.is_autocast_enabled(x.device.type):  # its rounding would pass for a difference
+            with torch.autocast(x.device.type, enabled=False):
+                self.refresh()
+                equal = self._equals(model, x)
+            self.refresh()
+            return equal
         wanted = model(x)
         try:
             got = self(x)
@@ -314,9 +323,11 @@ class _Convolution(nn.Module):
             if self.bn.bias is not None:
                 bias = bias + self.bn.bias[channels]
             weight = weight * scale.view(-1, 1, 1, 1)
+        dtype = pass_dtype(weight)
+        weight = weight.to(dtype)
         if weight.device.type == "cpu":
             weight = weight.contiguous(memory_format=torch.channels_last)
-        self.weight, self.bias = weight, None if bias is None else bias.detach()
+        self.weight, self.bias = weight, None if bias is None else bias.detach().to(dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.every_second:

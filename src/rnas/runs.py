@@ -66,6 +66,7 @@ def check_free(folder: Path, wanted: dict[str, Any], resume: bool) -> None:
     found = read_json(folder / SETTINGS)
     if not isinstance(found, dict):
         raise RnasError(f"{folder / SETTINGS} is damaged: expected a JSON object")
+    found = {"precision": "fp32", **found}  # what there was before it could be chosen
     differing = [k for k in wanted if found.get(k) != wanted[k]]
     if differing:
         changes = "; ".join(f"{k} was {json.dumps(found.get(k))}, now {json.dumps(wanted[k])}" for k in differing)

@@ -22,6 +22,7 @@ from rnas.methods.projection import Projection
 from rnas.methods.rnas import Batch, Measured, Rnas
 from rnas.nets.derived import check_image_size
 from rnas.nets.fast import FastSupernet
+from rnas.precision import without_tf32
 from rnas.runs import Run, read_log
 from rnas.settings import Bound, Search
 from rnas.steps import (
@@ -102,6 +103,7 @@ class State:
         self.history.append([a.detach().cpu().clone() for a in self.net.alphas])
 
 
+@without_tf32()
 def search(settings: Search, console: Console | None = None) -> Genotype:
     """Search an architecture; writes the run folder `settings.out` and returns what it found.
 
@@ -117,10 +119,11 @@ def search(settings: Search, console: Console | None = None) -> Genotype:
 
     reseed(settings.seed, _WEIGHTS)
     net = FastSupernet(settings.space, len(data.classes), *data.statistics()).to(device)
+    net.save_memory(settings.save_memory)
     optimizer = torch.optim.SGD(net.thetas, settings.lr, settings.momentum, weight_decay=settings.weight_decay)
     state = State(net, optimizer, Rnas(net, attack, settings))
 
-    facts = fingerprint(data)
+    facts = {**fingerprint(data), "precision": state.method.precision.name}
     run = Run.open(settings.out, settings, resume=settings.resume, device=str(device), facts=facts)
     saved = checkpoint.load(run.folder, device)
     if saved is None:
@@ -180,7 +183,9 @@ def _epoch(plan: Plan, state: State, console: Console) -> dict[str, Any]:
     with console.bar(f"search, epoch {epoch} of {settings.epochs}", iterations) as advance:
         for step in range(1, iterations + 1):
             x, y = next(train)
-            loss, logits = weight_step(net, net.thetas, state.optimizer, method.attack, x, y, settings.clip)
+            loss, logits = weight_step(
+                net, net.thetas, state.optimizer, method.attack, x, y, settings.clip, precision=method.precision
+            )
             check_finite(loss, "training", epoch, step)
             weights.add(loss, logits, y)
             if not warming:

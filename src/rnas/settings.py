@@ -18,6 +18,7 @@ from rnas.genotype import OPERATIONS
 
 METHODS = ("rnas",)
 Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["auto", "fp32", "bf16"]
 ArchLoss = Literal["clean+adv", "adv"]
 Reduction = Literal["mean", "sum"]
 Features = Literal["raw", "standardized"]
@@ -197,6 +198,10 @@ class Search:
     """Images of each half on which accuracies and F are measured after every epoch."""
     seed: int = 0
     device: Device = "auto"
+    precision: Precision = "auto"
+    """Number format of the network's passes: float32 (auto, fp32), or bfloat16 by autocast, for GPUs."""
+    save_memory: bool = False
+    """Keep only the cells' outputs for the backward pass: a fraction of the memory, about a third more time."""
     resume: bool = False
     """Continue the run in this folder (or start it, if there is none)."""
 
@@ -246,6 +251,10 @@ class Train:
     """Random crop (padding 4 at 32 pixels) and, where it makes sense, horizontal flip."""
     seed: int = 0
     device: Device = "auto"
+    precision: Precision = "auto"
+    """Number format of the network's passes: float32 (auto, fp32), or bfloat16 by autocast, for GPUs."""
+    save_memory: bool = False
+    """For cell networks: keep only the cells' outputs for the backward pass; less memory, more time."""
     resume: bool = False
     """Continue the run in this folder (or start it, if there is none)."""
 
@@ -455,8 +464,9 @@ class Export:
     format: Literal["onnx", "torchscript"] = "onnx"
 
 
-# Where and when a run happens does not make it another run.
-NOT_IDENTITY = ("out", "resume", "device")
+# Where, when and in how much memory a run happens does not make it another run. What precision it computes in does, and
+# is among the facts of search and training (`Run.open`), because `auto` is no precision.
+NOT_IDENTITY = ("out", "resume", "device", "save_memory", "precision")
 
 
 def identity(settings: Any) -> dict[str, Any]:

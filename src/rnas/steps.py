@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -17,9 +17,12 @@ from rnas.attacks.gradient import ascent_direction
 from rnas.attacks.norms import project, steepest
 from rnas.data import Dataset, load
 from rnas.errors import RnasError
-from rnas.frozen import frozen
+from rnas.frozen import Model, frozen
 from rnas.nets.fast_kernels import arranged_for
+from rnas.precision import Precision
 from rnas.settings import Perturbation, Source
+
+FP32 = Precision()
 
 
 def load_data(source: Source, seed: int) -> Dataset:
@@ -46,15 +49,24 @@ def training_attack(perturbation: Perturbation, data: Dataset) -> PGD:
     return PGD(eps=eps, step=perturbation.step or eps / 4, steps=perturbation.attack_steps)
 
 
-def craft(attack: PGD, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+def craft(attack: PGD, net: nn.Module, x: Tensor, y: Tensor, precision: Precision = FP32) -> Tensor:
     """Adversarial images against `net` in eval mode; the network is left as it was."""
-    with frozen(net) as fixed:
+    with _frozen(net, x.device, precision) as fixed:
         return attack.perturb(fixed, x, y)
 
 
-def craft_away(attack: PGD, net: nn.Module, x: Tensor) -> Tensor:
+@contextmanager
+def _frozen(net: nn.Module, device: torch.device, precision: Precision) -> Iterator[Model]:
+    """`frozen`, folded for passes in `precision`, and computing them."""
+    with ExitStack() as until_the_end:
+        with precision.autocast(device):
+            fixed = until_the_end.enter_context(frozen(net))
+        yield precision.of(fixed)
+
+
+def craft_away(attack: PGD, net: nn.Module, x: Tensor, precision: Precision = FP32) -> Tensor:
     """TRADES's adversarial images: PGD that drives the prediction away from the clean one, whatever the label."""
-    with frozen(net) as fixed:
+    with _frozen(net, x.device, precision) as fixed:
         with torch.no_grad():
             clean = fixed(x).log_softmax(1)
         x_adv = (x + 1e-3 * torch.randn_like(x)).clamp_(0, 1)  # KL has no slope at x itself
@@ -76,6 +88,11 @@ def choose_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise RnasError("device is cuda, but torch finds no GPU: use --device cpu or auto")
     return torch.device(name)
+
+
+def choose_precision(name: str) -> Precision:
+    """The precision called `auto`, `fp32` or `bf16`. `auto` is fp32 on every device (docs/decisions/009)."""
+    return Precision(bf16=name == "bf16")
 
 
 def reseed(seed: int, *stream: int) -> None:
@@ -138,21 +155,23 @@ def weight_step(
     y: Tensor,
     clip: float,
     trades_beta: float | None = None,
+    precision: Precision = FP32,
 ) -> tuple[Tensor, Tensor]:
     """One update of the weights `thetas` on adversarial images, or on clean ones without an `attack`.
 
     `x` (B,3,H,W) in [0,1], `y` (B,). With `trades_beta`: cross-entropy on clean images plus β times
     KL(clean ‖ adversarial) (Zhang et al. 2019, Eq. 5). Returns the loss and the logits (B,classes) it was taken on.
     """
+    forward = precision.of(net)
     if trades_beta is None or attack is None:
-        x_adv = arranged_for(net, x if attack is None else craft(attack, net, x, y))
+        x_adv = arranged_for(net, x if attack is None else craft(attack, net, x, y, precision))
         net.train()
-        logits = net(x_adv)
+        logits = forward(x_adv)
         loss = F.cross_entropy(logits, y)
     else:
-        x, x_adv = arranged_for(net, x), arranged_for(net, craft_away(attack, net, x))
+        x, x_adv = arranged_for(net, x), arranged_for(net, craft_away(attack, net, x, precision))
         net.train()
-        clean, logits = net(x), net(x_adv)
+        clean, logits = forward(x), forward(x_adv)
         loss = F.cross_entropy(clean, y) + trades_beta * _divergence(logits, clean.log_softmax(1)).mean()
     optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(loss, inputs=list(thetas))
@@ -173,14 +192,3 @@ def only(parameters: Sequence[nn.Parameter], net: nn.Module) -> Iterator[None]:
     finally:
         for p in frozen:
             p.requires_grad_(True)
-
-
-@contextmanager
-def buffers_kept(net: nn.Module) -> Iterator[None]:
-    """Within the context a forward pass may be in training mode: BN's running statistics are put back at the end."""
-    kept = [(b, b.clone()) for b in net.buffers()]
-    try:
-        yield
-    finally:
-        for buffer, before in kept:
-            buffer.copy_(before)

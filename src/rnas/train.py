@@ -21,12 +21,14 @@ from rnas.genotype import Architecture, architecture_from_json
 from rnas.nets import zoo
 from rnas.nets.derived import DerivedNetwork
 from rnas.nets.saved import save_model
+from rnas.precision import Precision, without_tf32
 from rnas.runs import Run
 from rnas.settings import Train
 from rnas.steps import (
     Running,
     check_finite,
     choose_device,
+    choose_precision,
     cosine,
     fingerprint,
     load_data,
@@ -108,6 +110,7 @@ class State:
         self.epoch = saved["epoch"]
 
 
+@without_tf32()
 def fit(
     net: nn.Module,
     data: Dataset,
@@ -128,12 +131,17 @@ def fit(
             f"{settings.source.data} has {len(data.train)} training images: fewer than one batch of "
             f"{settings.batch_size}; use a smaller --batch-size"
         )
+    if isinstance(net, DerivedNetwork):
+        net.save_memory(settings.save_memory)
+    elif settings.save_memory:
+        raise RnasError(f"save-memory is for cell networks, and {settings.arch} is none: use a smaller --batch-size")
     net.to(device)
     images = data.train.to(device)
     attack = None if settings.standard else training_attack(settings.perturbation, data)
     optimizer = torch.optim.SGD(net.parameters(), settings.lr, settings.momentum, weight_decay=settings.weight_decay)
     state = State(net, optimizer)
-    facts = {**fingerprint(data), **(facts or {})}
+    precision = choose_precision(settings.precision)
+    facts = {**fingerprint(data), "precision": precision.name, **(facts or {})}
     run = Run.open(settings.out, settings, resume=settings.resume, device=str(device), facts=facts)
     saved = checkpoint.load(run.folder, device)
     if saved is not None:
@@ -142,7 +150,7 @@ def fit(
     run.rewind(state.epoch)
     while state.epoch < settings.epochs:
         state.epoch += 1
-        event = _epoch(state, images, settings, attack, device, console)
+        event = _epoch(state, images, settings, attack, device, precision, console)
         run.log(**event)
         state.save(run.folder)
         console.say(_line(event, settings.epochs))
@@ -150,7 +158,13 @@ def fit(
 
 
 def _epoch(
-    state: State, images: Split, settings: Train, attack: PGD | None, device: torch.device, console: Console
+    state: State,
+    images: Split,
+    settings: Train,
+    attack: PGD | None,
+    device: torch.device,
+    precision: Precision,
+    console: Console,
 ) -> dict[str, Any]:
     """One pass over the training images. Returns the log's event."""
     started = time.perf_counter()
@@ -177,7 +191,7 @@ def _epoch(
     )
     with console.bar(f"train, epoch {epoch} of {settings.epochs}", steps) as advance:
         for step, (x, y) in enumerate(drawn, 1):
-            loss, logits = weight_step(net, parameters, state.optimizer, attack, x, y, settings.clip, beta)
+            loss, logits = weight_step(net, parameters, state.optimizer, attack, x, y, settings.clip, beta, precision)
             check_finite(loss, "training", epoch, step)
             running.add(loss, logits, y)
             advance(1)

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from rnas.attacks import PGD
 from rnas.methods.projection import ROUND, Projection, project
+from rnas.nets.recompute import buffers_kept
 from rnas.nets.supernet import Supernet
+from rnas.precision import Precision
 from rnas.settings import Search
-from rnas.steps import Running, buffers_kept, craft, only
+from rnas.steps import FP32, Running, choose_precision, craft, only
 from rnas.vulnerability import network_vulnerability
 
 Batch = tuple[Tensor, Tensor]  # x (B,3,H,W) in [0,1], y (B,)
@@ -40,6 +42,7 @@ class Rnas:
         self.net = net
         self.attack = attack
         self.settings = settings
+        self.precision = choose_precision(settings.precision)
         self.optimizer = torch.optim.Adam(
             net.alphas, lr=settings.alpha_lr, betas=(0.5, 0.999), weight_decay=settings.alpha_weight_decay
         )
@@ -49,13 +52,14 @@ class Rnas:
 
         Returns the loss and the adversarial logits.
         """
-        x_adv = craft(self.attack, self.net, x, y)
+        x_adv = craft(self.attack, self.net, x, y, self.precision)
         self.net.train()
+        forward = self.precision.of(self.net)
         with only(self.net.alphas, self.net):
-            logits = self.net(x_adv)
+            logits = forward(x_adv)
             loss = F.cross_entropy(logits, y)
             if self.settings.arch_loss == "clean+adv":
-                loss = loss + F.cross_entropy(self.net(x), y)
+                loss = loss + F.cross_entropy(forward(x), y)
             self.optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(loss, inputs=self.net.alphas)
         self.optimizer.step()
@@ -71,9 +75,9 @@ class Rnas:
 
         def rounds() -> Iterator[Tensor]:
             for x, y in batches:
-                x_adv = craft(self.attack, self.net, x, y)
+                x_adv = craft(self.attack, self.net, x, y, self.precision)
                 for _ in range(ROUND):
-                    yield self.vulnerability(x, x_adv)
+                    yield self.vulnerability(x, x_adv, self.precision)
 
         with only(self.net.alphas, self.net):
             return project(
@@ -86,15 +90,19 @@ class Rnas:
                 margin=MARGIN,
             )
 
-    def vulnerability(self, x: Tensor, x_adv: Tensor) -> Tensor:
+    def vulnerability(self, x: Tensor, x_adv: Tensor, precision: Precision = FP32) -> Tensor:
         """F of the supernet on batch statistics, differentiable by α. # Eq. 6"""
         self.net.train()
-        clean = self.net.forward_cells(x)[1]
-        adversarial = self.net.forward_cells(x_adv)[1]
+        with precision.autocast(x.device):
+            clean = self.net.forward_cells(x)[1]
+            adversarial = self.net.forward_cells(x_adv)[1]
         return network_vulnerability(clean, adversarial, self.settings.reduction, self.settings.features)
 
     def measure(self, batches: Iterable[Batch]) -> Measured:
-        """Losses, accuracies and F over `batches`: the same for the same network, which is left as it was."""
+        """Losses, accuracies and F over `batches`: the same for the same network, which is left as it was.
+
+        In float32 whatever the search's precision: F ≤ H is a promise, and bfloat16 is too coarse to make it.
+        """
         attack = replace(self.attack, seed=self.settings.seed)
         device = self.net.alpha_normal.device
         clean, adversarial, total = Running(device), Running(device), torch.zeros((), device=device)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from rnas.errors import RnasError
 from rnas.genotype import Architecture, Cell, Edge
+from rnas.nets.recompute import recomputed
 from rnas.ops import FactorizedReduce, Normalize, operation, reductions, relu_conv_bn, stem
 
 ImageSize = int | tuple[int, int]  # a side, or height and width
@@ -136,6 +137,12 @@ class DerivedNetwork(nn.Module):
             if i == 2 * cells // 3:
                 self.auxiliary = AuxiliaryHead(c_last, classes) if auxiliary else None
         self.classifier = nn.Linear(c_last, classes)
+        self.saving_memory = False
+
+    def save_memory(self, on: bool = True) -> None:
+        """From now on keep only the cells' outputs for the backward pass and compute the rest again, cell by cell:
+        the same gradients with a fraction of the memory, for another forward pass."""
+        self.saving_memory = on
 
     def set_drop_path(self, p: float) -> None:
         """From now on drop each path with probability `p` while training."""
@@ -150,8 +157,9 @@ class DerivedNetwork(nn.Module):
         """Logits (B,classes) and the output of every cell, each (B,C_i,H_i,W_i)."""
         s0 = s1 = self.stem(self.normalize(x))
         outputs = []
+        again = self.saving_memory and self.training and torch.is_grad_enabled()
         for cell in self.cells:
-            s0, s1 = s1, cell(s0, s1)
+            s0, s1 = s1, recomputed(cell, s0, s1) if again else cell(s0, s1)
             outputs.append(s1)
         return self.classifier(s1.mean((2, 3))), outputs
 

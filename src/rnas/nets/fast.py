@@ -21,6 +21,7 @@ from rnas.nets.fast_functions import Convolution, Kind, Leaving, mix, mix_folded
 from rnas.nets.fast_kernels import arrange, avg_pool
 from rnas.nets.supernet import MixedOperation, Supernet, SupernetCell
 from rnas.ops import FactorizedReduce
+from rnas.precision import pass_dtype
 from rnas.settings import SearchSpace
 
 KINDS: dict[str, Kind] = {"sep_": "separable", "dil_": "dilated", "skip": "reduce"}
@@ -114,7 +115,7 @@ class BatchStatistics:
 
     def __init__(self, weights: Tensor):
         """`weights` (edges, operations)."""
-        self.weights = weights
+        self.rows = weights.unbind()
         self._seen: list[tuple[nn.BatchNorm2d, Tensor, Tensor, float]] = []
 
     def _see(self, bns: Sequence[nn.BatchNorm2d], statistics: Sequence[tuple[Tensor, Tensor]], out: Tensor) -> None:
@@ -137,7 +138,8 @@ class BatchStatistics:
         tensors = [t for o in operations for t in o.tensors()]
         bns = [bn for o in operations for bn in o.bns]
         eps = bns[0].eps if bns else 0.0
-        outputs, statistics = mix(source.plan, self.weights[source.rows], nodes, tensors, eps)
+        weights = torch.stack([self.rows[row] for row in source.rows])  # an index would have to go to the device
+        outputs, statistics = mix(source.plan, weights, nodes, tensors, eps)
         self._see(bns, statistics, outputs[0])
         return outputs
 
@@ -158,8 +160,9 @@ class Folded:
     def __init__(self, entrances: Sequence[Convolving], sources: Sequence[Source], weights: Tensor):
         """`weights` (edges, operations)."""
         alpha = [row.unbind() for row in weights.unbind()]
-        self._entrances = {id(e): e.folded() for e in entrances}
-        self._sources = {id(s): _folded_source(s, [alpha[row] for row in s.rows]) for s in sources}
+        dtype = pass_dtype(weights)  # once for all the passes of an attack
+        self._entrances = {id(e): _converted(*e.folded(), dtype) for e in entrances}
+        self._sources = {id(s): _folded_source(s, [alpha[row] for row in s.rows], dtype) for s in sources}
 
     def enter(self, x: Tensor, entrance: Convolving) -> Tensor:
         tensors, bias = self._entrances[id(entrance)]
@@ -169,7 +172,13 @@ class Folded:
         return mix_folded(source.plan, [x, *source.pools(x)], *self._sources[id(source)])
 
 
-def _folded_source(source: Source, alpha: Sequence[Sequence[Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
+def _converted(tensors: list[Tensor], bias: Tensor, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
+    return [t.to(dtype) for t in tensors], bias.to(dtype)
+
+
+def _folded_source(
+    source: Source, alpha: Sequence[Sequence[Tensor]], dtype: torch.dtype
+) -> tuple[list[Tensor], list[Tensor]]:
     """The affine constants and the tensors of `mix_folded`; `alpha`: the row of each edge."""
     affine: list[Tensor] = []
     tensors: list[Tensor] = []
@@ -187,8 +196,8 @@ def _folded_source(source: Source, alpha: Sequence[Sequence[Tensor]]) -> tuple[l
                 scale, shift = _scale_and_shift(source.pool_bns[which - 1][edge])
                 scales.append((scale * row[column]).view(-1, 1, 1))
                 bias = bias + shift * row[column]
-        affine += [bias, *scales]
-    return affine, tensors
+        affine += [bias.to(dtype), *scales]
+    return affine, [t.to(dtype) for t in tensors]
 
 
 class FastCell(SupernetCell):
@@ -274,7 +283,8 @@ class FastSupernet(Supernet):
     def frozen_view(self) -> Callable[[Tensor], Tensor]:
         """Images to logits as in eval mode, without gradients of weights; BN and α are folded here, once.
 
-        Holds while weights, α and buffers stay as they are now. The network itself is left alone.
+        Holds while weights, α and buffers stay as they are now, under autocast if there is one now, or else without.
+        The network itself is left alone.
         """
         normal, reduce = (alpha.softmax(-1) for alpha in self.alphas)
         cells = [cast(FastCell, cell) for cell in self.cells]

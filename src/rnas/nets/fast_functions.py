@@ -4,6 +4,8 @@ Edge by edge and operation by operation, so that what each leaves behind is reus
 what the backward cannot cheaply recompute, and only the gradients that are asked for are computed: with frozen weights,
 none for weights. Batch statistics leave as outputs without gradient, because whoever owns the running
 statistics updates them. Differentiable once.
+
+Under autocast activations, kernels and 1x1 weights are bfloat16 in here; α, scales, shifts and statistics stay float32.
 """
 
 from __future__ import annotations
@@ -32,7 +34,10 @@ from rnas.nets.fast_kernels import (
     pointwise_centered,
     pointwise_input_grad,
     pointwise_weight_grad,
+    scaled,
+    shifted,
 )
+from rnas.precision import pass_dtype
 
 Kind = Literal["separable", "dilated", "reduce", "direct"]
 
@@ -127,18 +132,18 @@ class _Normalize(torch.autograd.Function):
         inverse_std = (var + eps).rsqrt()
         ctx.save_for_backward(x, inverse_std)
         ctx.mark_non_differentiable(mean, var)
-        return x * per_channel(inverse_std), mean, var
+        return scaled(x, per_channel(inverse_std)), mean, var
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _mean: Tensor, _var: Tensor) -> tuple[Tensor, None]:
         x, inverse_std = ctx.saved_tensors
-        return _normalize_backward(arrange(grad) * per_channel(inverse_std), x, inverse_std), None
+        return _normalize_backward(scaled(arrange(grad), per_channel(inverse_std)), x, inverse_std), None
 
 
 def normalize(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """BN with batch statistics: (B,C,H,W), and the statistics, mean and biased variance (C,)."""
-    return _Normalize.apply(x, eps)  # type: ignore[no-any-return,no-untyped-call]
+    return _applied(_Normalize, (), [x], (eps,))  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
@@ -172,7 +177,7 @@ class _Passed:
     def add(self, which: int, grad: Tensor, scale: Tensor) -> None:
         if self.needed[which]:
             so_far = self.grads[which]
-            self.grads[which] = grad * scale if so_far is None else so_far.addcmul_(grad, scale)
+            self.grads[which] = scaled(grad, scale) if so_far is None else so_far.addcmul_(grad, scale)
 
 
 def _plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
@@ -184,7 +189,7 @@ class _Mix(torch.autograd.Function):
     def forward(
         ctx: Any, plan: Leaving, eps: float, count: int, weights: Tensor, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
-        nodes, tensors = tensors[:count], tensors[count:]
+        nodes, tensors = tensors[:count], _in_format_of(tensors[0], tensors[count:])
         heads = _Heads(nodes[0].relu())
         alpha = [row.unbind() for row in weights.unbind()]
         saved: list[Tensor] = []
@@ -199,13 +204,13 @@ class _Mix(torch.autograd.Function):
                     statistics.append((mean, var))
                     inverse_std = (var + eps).rsqrt()
                     saved += [z, inverse_std]
-                    h = depthwise(z.relu(), own[2] * per_filter(inverse_std), 1, 1)
+                    h = depthwise(z.relu(), scaled(own[2], per_filter(inverse_std)), 1, 1)
                 z, mean, var = pointwise_centered(h, own[-1])
                 statistics.append((mean, var))
                 inverse_std = (var + eps).rsqrt()
                 saved += [z, inverse_std]
                 scale = per_channel(row[column] * inverse_std)
-                total = z * scale if total is None else total.addcmul_(z, scale)
+                total = _add_scaled(total, z, scale)
             for which, column in plan.passed:
                 total = _add_scaled(total, nodes[which], row[column])
             assert total is not None, "an edge has an operation besides none"
@@ -236,11 +241,11 @@ class _Mix(torch.autograd.Function):
         for i, edge in enumerate(plan.groups(tensors, folded=False)):
             grad = arrange(grads[i])
             n = grad.numel() // grad.shape[1]
-            around_0 = grad - per_channel(channel_sum(grad) / n) if edge else grad
+            around_0 = shifted(grad, per_channel(channel_sum(grad) / n)) if edge else grad
             for shape, column, own, needed in zip(plan.shapes, plan.columns, edge, edge_needs[i], strict=True):
                 if shape.kind == "separable":
                     z1, inverse_std1 = next(saved), next(saved)
-                    kernel = own[2] * per_filter(inverse_std1)
+                    kernel = scaled(own[2], per_filter(inverse_std1))
                     positive = z1.relu() if needed[2] or needed[-1] else z1
                 z, inverse_std = next(saved), next(saved)
                 # α's gradient and BN's share their one reduction over pixels.
@@ -248,7 +253,7 @@ class _Mix(torch.autograd.Function):
                 grad_alpha[i][column] = along.sum()
                 scale = alpha[i][column] * inverse_std
                 slope = per_channel(scale * inverse_std * along / n)
-                g = (around_0 * per_channel(scale)).addcmul_(z, slope, value=-1)
+                g = scaled(around_0, per_channel(scale)).addcmul_(z, slope, value=-1)
                 of_tensors: list[Tensor | None] = [None] * max(len(own) - 1, 1)
                 if needed[-1]:
                     middle = shape.kind == "separable"
@@ -278,7 +283,28 @@ class _Mix(torch.autograd.Function):
 
 
 def _add_scaled(total: Tensor | None, x: Tensor, scale: Tensor) -> Tensor:
-    return x * scale if total is None else total.addcmul_(x, scale)
+    return scaled(x, scale) if total is None else total.addcmul_(x, scale)
+
+
+def _in_format_of(x: Tensor, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """`tensors`, all of one number format, in that of `x`."""
+    if not tensors or tensors[0].dtype == x.dtype:
+        return tensors
+    converted = [torch.empty_like(t, dtype=x.dtype) for t in tensors]
+    torch._foreach_copy_(converted, tensors)
+    return tuple(converted)
+
+
+def _applied(
+    function: type[torch.autograd.Function], first: Sequence[Any], nodes: Sequence[Tensor], rest: Sequence[Any]
+) -> tuple[Tensor, ...]:
+    """`function` of all these; under autocast the `nodes` are in its number format, and `function` sees none of it."""
+    device, dtype = nodes[0].device.type, pass_dtype(nodes[0])
+    if not torch.is_autocast_enabled(device):
+        return function.apply(*first, *nodes, *rest)  # type: ignore[no-any-return,no-untyped-call]
+    nodes = [x.to(dtype) for x in nodes]
+    with torch.autocast(device, enabled=False):
+        return function.apply(*first, *nodes, *rest)  # type: ignore[no-any-return,no-untyped-call]
 
 
 def mix(
@@ -290,7 +316,7 @@ def mix(
     those of every convolution of every edge, one after the other. Also the statistics of each BN in the same order:
     mean and biased variance, each (D,).
     """
-    out = _Mix.apply(plan, eps, len(nodes), weights, *nodes, *tensors)  # type: ignore[no-untyped-call]
+    out = _applied(_Mix, (plan, eps, len(nodes), weights), nodes, tensors)
     statistics = list(zip(out[-2].unbind(), out[-1].unbind(), strict=True)) if plan.shapes else []
     return list(out[: plan.edges]), statistics
 
@@ -317,7 +343,7 @@ class _MixFolded(torch.autograd.Function):
                     pointwise_add(total, h, own[-1])
             for which, _ in plan.passed:
                 if total is None:
-                    total = (nodes[which] * next(of_edge)).add_(per_channel(bias))
+                    total = scaled(nodes[which], next(of_edge)).add_(per_channel(bias))
                 else:
                     total.addcmul_(nodes[which], next(of_edge))
             assert total is not None, "an edge has an operation besides none"
@@ -377,6 +403,7 @@ def mix_folded(
     """For each edge that leaves a node the sum of its operations, with BN and α in the tensors already. # Eq. 1
 
     `nodes`: the node (B,C,H,W) before its ReLU, and its pools; `affine`: for every edge its bias (D,) and the scale
-    (D,1,1) of each node that it passes on; `tensors`: those of every convolution of every edge.
+    (D,1,1) of each node that it passes on; `tensors`: those of every convolution of every edge. Biases and tensors
+    have the number format of the pass.
     """
-    return _MixFolded.apply(plan, len(nodes), *nodes, *affine, *tensors)  # type: ignore[no-untyped-call,no-any-return]
+    return _applied(_MixFolded, (plan, len(nodes)), nodes, (*affine, *tensors))

@@ -4,6 +4,9 @@ A CPU keeps activations in channels_last: a 1x1 convolution is then one matrix p
 fast forward kernels for every depthwise convolution. Its backward kernels are fast only for some shapes (weights: at
 most 3 columns, no dilation; input: no dilation), so the other shapes are brought to these. A GPU keeps torch's own
 layout and torch's own backward kernels.
+
+Activations and weights may be bfloat16, both. What is summed up of them for each channel is float32 then, and so is
+what BN makes of that; where such a vector meets an activation, they are multiplied or added in float32.
 """
 
 from __future__ import annotations
@@ -41,9 +44,10 @@ def pointwise_add(y: Tensor, x: Tensor, weight: Tensor) -> None:
 def pointwise_centered(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """`pointwise(x, weight)` less its mean over images and pixels; that mean and the (biased) variance, each (D,)."""
     n = check_many(x)
-    mean = weight @ (channel_sum(x) / n)  # that of a linear map: so the product itself can subtract it
-    z = pointwise(x, weight, -mean)
-    return z, mean, channel_sum(z * z) / n
+    of_x = channel_sum(x) / n
+    mean = weight.to(of_x.dtype) @ of_x  # that of a linear map: so the product itself can subtract it
+    z = pointwise(x, weight, -mean.to(x.dtype))
+    return z, mean, channel_sum_of_squares(z) / n
 
 
 def pointwise_input_grad(grad: Tensor, weight: Tensor) -> Tensor:
@@ -145,8 +149,26 @@ def _backward(
 
 
 def channel_sum(x: Tensor) -> Tensor:
-    """The sum of `x` (B,C,H,W) over images and pixels: (C,)."""
-    return x.sum((0, 2, 3))
+    """The sum of `x` (B,C,H,W) over images and pixels: (C,), float32 or float64."""
+    return x.sum((0, 2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
+
+
+def channel_sum_of_squares(x: Tensor) -> Tensor:
+    """`channel_sum` of `x` (B,C,H,W) squared; the squares are not rounded to bfloat16."""
+    if x.dtype == torch.bfloat16:
+        norm: Tensor = torch.linalg.vector_norm(x, dim=(0, 2, 3), dtype=torch.float32)
+        return norm.square()
+    return channel_sum(x * x)
+
+
+def scaled(x: Tensor, scale: Tensor) -> Tensor:
+    """`x * scale` in the number format of `x`; `scale` may be wider."""
+    return x * scale if scale.dtype == x.dtype else torch.mul(x, scale, out=torch.empty_like(x))
+
+
+def shifted(x: Tensor, less: Tensor) -> Tensor:
+    """`x - less` in the number format of `x`; `less` may be wider."""
+    return x - less if less.dtype == x.dtype else torch.sub(x, less, out=torch.empty_like(x))
 
 
 def per_channel(v: Tensor) -> Tensor:
@@ -160,9 +182,9 @@ def per_filter(v: Tensor) -> Tensor:
 
 
 def inner(a: Tensor, b: Tensor) -> Tensor:
-    """The sum of the products of two tensors (B,C,H,W): a scalar."""
-    if not on_cpu(a):
-        return (a * b).sum()
+    """The sum of the products of two tensors (B,C,H,W): a scalar, float32 or float64."""
+    if not on_cpu(a) or a.dtype == torch.bfloat16:
+        return channel_sum(a * b).sum()
     return torch.dot(rows(a).reshape(-1), rows(b).reshape(-1))
 
 
@@ -178,8 +200,8 @@ def centered(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """`x` (B,C,H,W) less its mean over images and pixels; that mean and the (biased) variance, each (C,)."""
     n = check_many(x)
     mean = channel_sum(x) / n
-    x = x - per_channel(mean)
-    return x, mean, channel_sum(x * x) / n
+    x = shifted(x, per_channel(mean))
+    return x, mean, channel_sum_of_squares(x) / n
 
 
 def avg_pool(x: Tensor, stride: int) -> Tensor:

@@ -1,0 +1,74 @@
+"""The speed benchmarks: what they project is known for made-up steps; what does not fit does not stop the rest."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from benchmarks import search_step
+from benchmarks.projected import duration, search_seconds, training_seconds
+from benchmarks.timing import interleaved, median, ratio
+
+from rnas.settings import Perturbation, Search, SearchSpace
+
+STEP = {"pgd": 1.0, "weight": 10.0, "alpha": 100.0, "projection": 1000.0}
+
+
+def test_a_small_search_counted_by_hand() -> None:
+    """4 iterations an epoch. Warm-up: 4 weight steps, two measurements. Then 2 + 2 steps, 10 of the projection on 2
+    attacks, and 4 measurements: each 2 batches, an attack and 1000 each."""
+    settings = Search(out=Path(), perturbation=Perturbation(attack_steps=2), epochs=4, monitor=20, projection_steps=10)
+    measuring = 2 * (2 + 1000)
+    warming = 4 * (2 + 10) + 2 * measuring
+    searching = 2 * (2 + 10) + 2 * (2 + 100) + 10 * 1000 + 2 * 2 + 4 * measuring
+    assert search_seconds(STEP, 10, settings, images=80) == warming + 3 * searching
+
+
+def test_the_papers_search() -> None:
+    """§5.1: 60 epochs, the first 15 of them warm-up, batches of 128 from halves of 25,000 images: T = 195."""
+    nothing = dict.fromkeys(STEP, 0.0)
+    assert search_seconds({**nothing, "weight": 1.0}, 128) == 15 * 195 + 45 * 97
+    assert search_seconds({**nothing, "alpha": 1.0}, 128) == 45 * 97
+    attacks = 15 * (195 + 2 * 2) + 45 * (2 * 97 + 20 + 2 * (2 + 1 + 7))
+    assert search_seconds({**nothing, "pgd": 1.0}, 128) == 7 * attacks
+
+
+def test_the_papers_training() -> None:
+    assert training_seconds(0.5, 128) == 600 * 390 * 0.5
+    assert duration(5400) == "1.5 hours"
+    assert duration(10 * 86400) == "10 days"
+
+
+def test_what_does_not_fit_is_left_out() -> None:
+    def too_large() -> None:
+        raise torch.OutOfMemoryError("made up")
+
+    seconds = interleaved({"large": too_large, "small": lambda: None}, 3, "cpu")
+    assert seconds["large"] == []
+    assert len(seconds["small"]) == 3
+    assert median(seconds["large"]) is None
+    assert ratio(median(seconds["large"]), median(seconds["small"])) is None
+
+
+def test_the_benchmark_of_the_search_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At a size that takes a second: both precisions, the projected cost, and a JSON with the samples."""
+    monkeypatch.setattr(search_step, "SearchSpace", lambda: SearchSpace(cells=3, channels=2, nodes=1))
+    monkeypatch.setattr(search_step, "rates", lambda *_: {"gemm_gflops": 100.0, "copy_gb_per_s": 10.0})
+    options = "--batch-size 2 --precision fp32 bf16 --rounds 1 --memory-batch-size 0 --json".split()
+    threads = torch.get_num_threads()
+    try:
+        search_step.main([*options, str(tmp_path / "steps.json")])
+    finally:
+        torch.set_num_threads(threads)
+    printed = capsys.readouterr().out
+    assert "the paper's search, 60 epochs of CIFAR-10, fast: " in printed
+    assert "fp32/bf16, fast, batch size 2: pgd " in printed
+    runs = json.loads((tmp_path / "steps.json").read_text())["runs"]
+    assert [(run["batch_size"], run["precision"]) for run in runs] == [(2, "fp32"), (2, "bf16")]
+    fast = {step: of["fast"] for step, of in runs[0]["seconds"].items() if step != "iteration"}
+    assert runs[0]["papers_search_seconds"]["fast"] == pytest.approx(search_seconds(fast, 2))
+    assert len(runs[0]["samples"]["pgd"]["fast"]) == 1
