@@ -50,6 +50,7 @@ def train(settings: Train, console: Console | None = None) -> nn.Module:
     options: dict[str, Any] = {
         "cells": settings.cells,
         "channels": settings.channels,
+        "stem_stride": settings.stem_stride,
         "image_size": data.image_size,
         "mean": mean,
         "std": std,
