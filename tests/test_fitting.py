@@ -185,7 +185,9 @@ def folder(root: Path, size: int = 16) -> Path:
     return root
 
 
-def test_own_images_from_folder_to_report_and_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_own_images_from_folder_to_report_and_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Class names reach model.json, the report and the exported file; another timing makes no other run."""
     out = tmp_path / "out"
     quick = "--minutes 1 --bound none --channels 2 --attacks fgsm"
@@ -194,6 +196,9 @@ def test_own_images_from_folder_to_report_and_file(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(fitting, "TRAIN_EPOCHS", range(1, 2))
     monkeypatch.setattr(fitting, "SEARCH_EPOCHS", range(2, 3))
     main(command)
+    said = capsys.readouterr().out
+    assert "decoding insects ..." in said
+    assert "min on this machine: search 2 epochs" in said
     assert json.loads((out / "train" / "model.json").read_text())["classes"] == ["Wespe", "ant"]
     report = (out / "report.html").read_text()
     assert "Wespe" in report

@@ -205,7 +205,7 @@ def test_a_search_costs_its_two_phases(monkeypatch: pytest.MonkeyPatch, tmp_path
     (search,) = searches(plan)
     half, attack = 25_000, 7.0
     first = 15 * half * (attack + 10)
-    second = 45 * half / 2 * ((attack + 10) + 2 * (attack + 20))
+    second = 45 * half / 2 * ((attack + 10) + (attack + 20) + (attack / 5 + 20))
     watched = 60 * 2 * 256 * (attack + 2)
     assert Costs(plan).seconds(search) == pytest.approx(first + second + watched)
     assert Costs(plan).seconds(replace(search, projection_steps=1)) < Costs(plan).seconds(search)

@@ -13,6 +13,7 @@ from torch import nn
 from rnas.attacks import PGD
 from rnas.errors import RnasError
 from rnas.frozen import frozen
+from rnas.methods.projection import ROUND
 from rnas.settings import Evaluate, Search, Train
 from rnas.steps import weight_step
 
@@ -105,13 +106,13 @@ def train_seconds(step: Train, about: Facts, speed: Speed) -> float:
 
 def search_seconds(step: Search, about: Facts, speed: Speed) -> float:
     """Seconds of a search: Phase I trains the weights on a half; Phase II trains both on half of it, then projects
-    as long (Algorithm 1)."""
+    as long (Algorithm 1), with one attack for each round of steps."""
     attack = step.perturbation.attack_steps * speed.gradient
     warmup = step.epochs // 4 if step.warmup is None else step.warmup
     half = about.train / 2
     weights, architecture = attack + speed.weights, attack + 2 * speed.weights
     projected = half / 2 if step.projection_steps is None else step.projection_steps * step.batch_size
-    searching = half / 2 * (weights + architecture) + projected * architecture
+    searching = half / 2 * (weights + architecture) + projected * (attack / ROUND + 2 * speed.weights)
     watching = 2 * step.monitor * (attack + 2 * speed.gradient)
     return warmup * half * weights + (step.epochs - warmup) * searching + step.epochs * watching
 

@@ -29,7 +29,7 @@ def run(settings: Run, console: Console | None = None) -> Path:
     """
     console = console or Console(quiet=True)
     out = settings.out
-    data = load_data(settings.source, settings.seed)
+    data = load_data(settings.source, settings.seed, console)
     try:
         check_image_size(data.image_size, 8, 4, "the search")
     except RnasError as e:
