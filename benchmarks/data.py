@@ -1,9 +1,11 @@
-"""How long the real data sets take to load, how much memory that needs, and what a batch costs beside a step.
+"""What data cost: loading the real sets whole, decoding images with one and more processes, and a batch's share of a
+training step.
 
-    python benchmarks/data.py [UNPACK.PY] [--scratch DIR]
+    python -m benchmarks.data [UNPACK.PY] [--parts load decode share] [--scratch DIR] [--batch-size 128] [--json FILE]
 
-UNPACK.PY writes the official layouts (by default that of the project's shared data); without it only batches are
-measured. Each load runs in a fresh process. Writes benchmarks/results/data.json.
+UNPACK.PY writes the official layouts (by default that of the project's shared data); `load` and `decode` need it. Each
+load runs in a fresh process. The parts that are measured replace those in FILE; each says on what machine it was
+measured. `share` is measured on a GPU where there is one.
 """
 
 from __future__ import annotations
@@ -11,8 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -23,13 +23,18 @@ from typing import Any
 import numpy as np
 import PIL
 import torch
-from torch import nn
+from benchmarks.timing import interleaved, machine, median
+from torch.profiler import ProfilerActivity, profile
 
-from rnas.data import Split, batches
+from rnas.attacks import PGD
+from rnas.data import Split, batches, images
 from rnas.nets.zoo import build
+from rnas.steps import weight_step
 
 HERE = Path(__file__).resolve().parent
+PARTS = ("load", "decode", "share")
 SETS = {"cifar10": "cifar10-bin", "tiny-imagenet": "tiny-folder"}
+WORKERS = (1, 2, 4, 8, 16)
 
 LOAD = """
 import json, os, resource, sys, time, torch, rnas.data
@@ -47,12 +52,16 @@ print(json.dumps({"train": len(d.train), "test": len(d.test), "classes": len(d.c
 """
 
 
+def unpacked(unpack: Path, layout: str, folder: str, *options: str) -> None:
+    subprocess.run([sys.executable, unpack, layout, folder, *options], check=True, stdout=subprocess.DEVNULL)
+
+
 def load_times(unpack: Path, scratch: Path) -> dict[str, Any]:
     """First start (everything is decoded) and three second starts (from the cache) of each set."""
     out: dict[str, Any] = {}
     for name, layout in SETS.items():
         with tempfile.TemporaryDirectory(dir=scratch) as folder:
-            subprocess.run([sys.executable, unpack, layout, folder], check=True, stdout=subprocess.DEVNULL)
+            unpacked(unpack, layout, folder)
             starts = []
             for _ in range(4):
                 load = os.getloadavg()[0]
@@ -63,68 +72,115 @@ def load_times(unpack: Path, scratch: Path) -> dict[str, Any]:
     return out
 
 
-def batch_cost(device: str, size: int, batch_size: int = 128, rounds: int = 5) -> dict[str, Any]:
-    """Milliseconds of an augmented batch and of the cheapest step that it could feed: a clean forward and backward
-    pass of a small network (RNAS-L with 8 cells of 16 channels). The two are measured in turn; medians."""
-    n = 8 * batch_size
-    images = torch.randint(256, (n, 3, size, size), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    split = Split(images, torch.arange(n) % 10).to(device)
-    net = build("RNAS-L", classes=10, cells=8, channels=16).to(device)
-    optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
+def decode_scaling(unpack: Path, scratch: Path, per_class: int, rounds: int = 3) -> dict[str, Any]:
+    """Images of Tiny-ImageNet (64x64, JPEG) decoded a second by 1, 2, … worker processes, in turn; the best of the
+    rounds, which other programs disturbed least."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        unpacked(unpack, "tiny-images", folder, "--classes", "20", "--per-class", str(per_class))
+        root = Path(folder)
+        names = images.image_files(root, "train")
+        seconds: dict[int, list[float]] = {count: [] for count in WORKERS if count <= available}
+        for _ in range(rounds):
+            for count, measured in seconds.items():
+                start = time.perf_counter()
+                decoded = sum(1 for _ in images._by_workers(root, names, None, count))
+                measured.append(time.perf_counter() - start)
+                assert decoded == len(names)
+    rates = {str(count): round(len(names) / min(measured)) for count, measured in seconds.items()}
+    return {
+        "images": len(names),
+        "cores_available": available,
+        "images_per_second_by_workers": rates,
+        "samples": {str(count): [round(s, 2) for s in measured] for count, measured in seconds.items()},
+    }
 
-    def synchronize() -> float:
+
+def operations(split: Split, batch_size: int, device: str) -> dict[str, int]:
+    """What one augmented batch calls of torch (views and allocations too), and on a GPU the kernels it launches."""
+    drawn = batches(split, batch_size, seed=0, augment=True, device=device)
+    next(drawn)  # the epoch's draws
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device == "cuda")
+    with profile(activities=activities) as profiled:
+        next(drawn)
         if device == "cuda":
             torch.cuda.synchronize()
-        return time.perf_counter()
-
-    loading, stepping = [], []
-    for epoch in range(rounds):
-        start = synchronize()
-        got = list(batches(split, batch_size, seed=0, epoch=epoch, augment=True, device=device))
-        loading.append((synchronize() - start) / len(got))
-        x, y = got[0]
-        start = synchronize()
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(net(x), y).backward()
-        optimizer.step()
-        stepping.append(synchronize() - start)
-    batch, step = statistics.median(loading), statistics.median(stepping)
-    return {
-        "device": device,
-        "image_size": size,
-        "batch_size": batch_size,
-        "batch_ms": round(1e3 * batch, 3),
-        "clean_step_ms": round(1e3 * step, 1),
-        "share_of_clean_step": round(batch / step, 5),
-    }
+    events = profiled.events() or []
+    calls = [e.name for e in events if e.name.startswith("aten::") and e.cpu_parent is None]
+    views = {"aten::slice", "aten::select", "aten::unbind", "aten::unfold", "aten::view", "aten::to"}
+    out = {"calls": len(calls), "of_them_no_view": sum(name not in views for name in calls)}
+    if device == "cuda":
+        out["kernels"] = sum(e.device_type == torch.autograd.DeviceType.CUDA for e in events)
+    return out
 
 
-def main() -> None:
+def batch_share(device: str, batch_size: int, size: int, networks: list[str], rounds: int) -> dict[str, Any]:
+    """Milliseconds of an augmented batch, and its share of one training step (20 cells, C = 36): ST, clean images, and
+    AT, PGD-7. Interleaved; medians. On a GPU each is waited for: what a queue of kernels would hide counts in full."""
+    n = 8 * batch_size
+    pixels = torch.randint(256, (n, 3, size, size), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    split = Split(pixels, torch.arange(n) % 10).to(device)
+    x, y = next(batches(split, batch_size, seed=0, augment=True, device=device))
+    out: dict[str, Any] = {"operations_per_batch": operations(split, batch_size, device)}
+
+    def epoch() -> None:
+        for _ in batches(split, batch_size, seed=0, augment=True, device=device):
+            pass
+
+    for name in networks:
+        net = build(name, classes=10, image_size=size).to(device)
+        parameters = list(net.parameters())
+        optimizer = torch.optim.SGD(parameters, 1e-3)
+        runs = {
+            "batch": epoch,
+            "ST": lambda n=net, p=parameters, o=optimizer: weight_step(n, p, o, None, x, y, 5.0),
+            "AT": lambda n=net, p=parameters, o=optimizer: weight_step(n, p, o, PGD(steps=7), x, y, 5.0),
+        }
+        seconds = {what: median(values) for what, values in interleaved(runs, rounds, device).items()}
+        batch = seconds.pop("batch") * batch_size / n
+        out[name] = {
+            "batch_ms": round(1e3 * batch, 3),
+            "step_ms": {what: round(1e3 * s, 1) for what, s in seconds.items()},
+            "share": {what: round(batch / s, 5) for what, s in seconds.items()},
+        }
+        print(f"{name}, {size}x{size}:", json.dumps(out[name]))
+    return out
+
+
+def shares(options: argparse.Namespace) -> dict[str, Any]:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    out: dict[str, Any] = {"device": device, "batch_size": options.batch_size}
+    for size in options.sizes:
+        out[f"{size}x{size}"] = batch_share(device, options.batch_size, size, options.networks, options.rounds)
+    return out
+
+
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("unpack", nargs="?", type=Path, default=HERE.parents[1] / "shared" / "data" / "unpack.py")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()))
-    options = parser.parse_args()
-    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-    result = {
-        "hardware": {
-            "cpu": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-            "threads_of_torch": torch.get_num_threads(),
-        },
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "pillow": PIL.__version__,
-        },
-        "load": load_times(options.unpack, options.scratch) if options.unpack.exists() else None,
-        "batch": [batch_cost(device, size) for device in devices for size in (32, 64)],
+    parser.add_argument("--per-class", type=int, default=500, help="training images a class to decode, of 20 classes")
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--sizes", nargs="+", type=int, default=[32, 64])
+    parser.add_argument("--networks", nargs="+", default=["RNAS-L", "ResNet18"])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path, default=HERE / "results" / "data.json")
+    options = parser.parse_args(arguments)
+    measure = {
+        "load": lambda: load_times(options.unpack, options.scratch),
+        "decode": lambda: decode_scaling(options.unpack, options.scratch, options.per_class),
+        "share": lambda: shares(options),
     }
-    path = HERE / "results" / "data.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result["batch"], indent=1))
+    result: dict[str, Any] = json.loads(options.json.read_text()) if options.json.exists() else {}
+    for part in options.parts:
+        about = machine("cuda" if part == "share" and torch.cuda.is_available() else "cpu")
+        about |= {"numpy": np.__version__, "pillow": PIL.__version__}
+        if part != "share":
+            about["seconds_are"] = "wall clock"
+        result[part] = {"machine": about, **measure[part]()}
+    options.json.parent.mkdir(exist_ok=True)
+    options.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

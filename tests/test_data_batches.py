@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.profiler import ProfilerActivity, profile
 
 from rnas.data import Split, batches, halves
 from rnas.data.dataset import crop_and_flip, padding, stratified
@@ -129,6 +135,46 @@ def test_bad_arguments_are_refused_before_the_first_batch():
         batches(numbered(10), 0)
     with pytest.raises(RnasError, match="seed"):
         batches(numbered(10), 4, augment=True)
+
+
+def calls(split: Split, batch_size: int) -> list[str]:
+    """What drawing one augmented batch calls of torch."""
+    drawn = batches(split, batch_size, seed=0, augment=True)
+    next(drawn)  # the epoch's draws
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        next(drawn)
+    return [event.name for event in profiled.events() or []]
+
+
+def test_a_batch_of_any_size_is_the_same_few_calls():
+    """No work for each image, and nothing that would make a GPU's host wait for a number."""
+    small, large = calls(noise(40), 8), calls(noise(400), 128)
+    assert small == large
+    assert len([name for name in small if name.startswith("aten::")]) < 100
+    assert not {"aten::item", "aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select"} & set(small)
+
+
+@pytest.mark.gpu
+def test_no_batch_makes_the_host_wait():
+    split = noise(400, 32).to("cuda")
+    drawn = batches(split, 128, seed=0, augment=True, device="cuda")
+    next(drawn)  # the epoch's draws cross over once
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        assert len(list(drawn)) == 3
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+def test_a_batch_costs_under_three_percent_of_a_step_on_a_gpu(tmp_path):
+    """Batch 128; RNAS-L and ResNet18; standard and adversarial training, at 32 and 64 pixels."""
+    command = [sys.executable, "-m", "benchmarks.data", "--parts", "share", "--json", tmp_path / "share.json"]
+    subprocess.run(command, check=True, cwd=Path(__file__).parents[1])
+    found = json.loads((tmp_path / "share.json").read_text())["share"]
+    assert found["device"] == "cuda"
+    shares = [found[size][name]["share"] for size in ("32x32", "64x64") for name in ("RNAS-L", "ResNet18")]
+    assert max(share for both in shares for share in both.values()) < 0.03, shares
 
 
 @pytest.mark.gpu

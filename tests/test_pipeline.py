@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 import rnas
+from rnas.budget import plan
 from rnas.cli import main
-from rnas.pipeline import plan
 from rnas.settings import Run, Source
 
 SMALL = (
@@ -40,8 +40,9 @@ def test_budgets() -> None:
     assert (paper.train.epochs, paper.train.cells, paper.train.channels, paper.train.lr) == (600, 20, 36, 0.1)
     assert "aa" in paper.evaluate.attacks
     assert plan(Run(source=Source(data="digits")), 1437).search.space.channels == 8
-    assert plan(Run(source=Source(data="own/"), channels=12), 500).train.channels == 12
-    assert plan(Run(source=Source(data="own/")), 80).search.batch_size == 40, "a budget's batch fits small data"
+    own = Source(data="own/")
+    assert plan(Run(source=own, budget="small", channels=12), 500).train.channels == 12
+    assert plan(Run(source=own, budget="small"), 80).search.batch_size == 40, "a budget's batch fits small data"
 
 
 @pytest.mark.parametrize(
@@ -50,7 +51,8 @@ def test_budgets() -> None:
         (["--data", "nowhere.npz"], "nowhere.npz"),
         (["--attacks", "pgd-20"], "pgd20"),
         (["--batch-size", "4000"], "smaller --batch-size"),
-        (["--image-size", "18"], "image size 18"),
+        (["--image-size", "18"], "choose one with --image-size"),
+        (["--budget", "small", "--minutes", "9"], "leave out one"),
         (["--seed", "-1"], "seed is -1"),
     ],
 )

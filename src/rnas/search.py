@@ -111,7 +111,7 @@ def search(settings: Search, console: Console | None = None) -> Genotype:
     """
     console = console or Console(quiet=True)
     device = choose_device(settings.device)
-    data = load_data(settings.source, settings.seed)
+    data = load_data(settings.source, settings.seed, console)
     check_image_size(data.image_size, 8, 4, "the supernet")
     train, validation = halves(data.train, settings.seed)
     plan = _plan(settings, train, validation, device)

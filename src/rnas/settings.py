@@ -237,6 +237,8 @@ class Train:
     """Cells of a cell network."""
     channels: int = 36
     """Channels C of a cell network's first cell."""
+    stem_stride: Literal[1, 2] = 1
+    """2: a cell network's first convolution halves the image, so that 64 pixels cost what 32 do."""
     epochs: int = 600
     batch_size: int = 128
     lr: float = 0.1
@@ -394,7 +396,9 @@ class Run:
     bound: str | None = None
     """H of the search; a share of F after the warm-up such as 0.5x carries over to any data."""
     budget: Literal["auto", "demo", "small", "paper"] = "auto"
-    """How much work: auto is demo for digits and small otherwise; paper is §5.1 (days on a GPU)."""
+    """How much work: auto is demo for digits and otherwise what fits --minutes; paper is §5.1 (days on a GPU)."""
+    minutes: float | None = None
+    """Choose the work so that the run takes about so long on this machine; by default 20 (not for digits)."""
     cells: int | None = None
     """Cells of the trained network; by default the budget's."""
     channels: int | None = None
@@ -416,7 +420,11 @@ class Run:
         _check_seed(self.seed)
         if self.bound is not None:
             Bound.parse(self.bound)
-        _at_least(self, 1, "cells", "channels", "search_epochs", "train_epochs", "batch_size", "limit")
+        _at_least(self, 1, "minutes", "cells", "channels", "search_epochs", "train_epochs", "batch_size", "limit")
+        if self.minutes is not None and self.budget != "auto":
+            raise RnasError(
+                f"minutes is {self.minutes:g}, but the work of budget {self.budget} is fixed: leave out one"
+            )
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from rnas.attacks import PGD
 from rnas.attacks.gradient import ascent_direction
 from rnas.attacks.norms import project, steepest
+from rnas.console import Console
 from rnas.data import Dataset, load
 from rnas.errors import RnasError
 from rnas.frozen import Model, frozen
@@ -25,16 +26,21 @@ from rnas.settings import Perturbation, Source
 FP32 = Precision()
 
 
-def load_data(source: Source, seed: int) -> Dataset:
-    """The images that the settings name. RnasError if they cannot be read."""
-    return load(
-        source.data,
-        root=source.data_root,
-        image_size=source.image_size,
-        test_fraction=source.test_fraction,
-        limit_per_class=source.limit_per_class,
-        seed=seed,
-    )
+def load_data(source: Source, seed: int, console: Console | None = None) -> Dataset:
+    """The images that the settings name; a download and the decoding show on `console` how far they are.
+
+    RnasError if they cannot be read.
+    """
+    with (console or Console(quiet=True)).stages() as progress:
+        return load(
+            source.data,
+            root=source.data_root,
+            image_size=source.image_size,
+            test_fraction=source.test_fraction,
+            limit_per_class=source.limit_per_class,
+            seed=seed,
+            progress=progress,
+        )
 
 
 def fingerprint(data: Dataset) -> dict[str, Any]:

@@ -46,12 +46,13 @@ def train(settings: Train, console: Console | None = None) -> nn.Module:
 
     RnasError for bad input, before anything is written, and for a loss that is no longer finite.
     """
-    data = load_data(settings.source, settings.seed)
+    data = load_data(settings.source, settings.seed, console)
     name, genotype = find_architecture(settings.arch)
     mean, std = data.statistics()
     options: dict[str, Any] = {
         "cells": settings.cells,
         "channels": settings.channels,
+        "stem_stride": settings.stem_stride,
         "image_size": data.image_size,
         "mean": mean,
         "std": std,

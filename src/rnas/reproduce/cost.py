@@ -2,54 +2,25 @@
 
 from __future__ import annotations
 
-import re
-import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
-from rnas.attacks import PGD
 from rnas.console import Console
+from rnas.cost import FORWARD, Facts, Speed, evaluate_seconds, measure, search_seconds, train_seconds
 from rnas.data import load
 from rnas.errors import RnasError
 from rnas.files import read_json, write_json
-from rnas.frozen import frozen
 from rnas.nets import zoo
 from rnas.nets.fast import FastSupernet
 from rnas.reproduce.plan import Plan, Step
 from rnas.settings import Distortion, Evaluate, Search, Source, Train
-from rnas.steps import choose_device, reseed, weight_step
+from rnas.steps import choose_device, reseed
 
 THROUGHPUT = "throughput.json"
-WARMUP_IMAGES, CPU_IMAGES = 2, 8
-FORWARD = 1 / 3
-"""Cost of a forward pass in gradient passes: a backward pass costs about two."""
-# AutoAttack's passes for an image: APGD-CE 100, then for half of the images (what is left on the paper's networks)
-# APGD-T 9·100, FAB-T 9·100 of two passes, Square 5000 forward. Less robust networks cost less.
-AUTOATTACK = 100 + 0.5 * (900 + 2 * 900 + 5000 * FORWARD)
-
-
-@dataclass(frozen=True)
-class Speed:
-    """Seconds for one image: to differentiate a frozen network for its input, and to train its weights on it."""
-
-    gradient: float
-    weights: float
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What costs depend on of a data set."""
-
-    train: int
-    test: int
-    classes: int
-    image_size: tuple[int, int]
-
-
+CPU_IMAGES = 8
 # The official counts, so that planning downloads nothing.
 OFFICIAL = {
     "cifar10": Facts(50_000, 10_000, 10, (32, 32)),
@@ -86,13 +57,12 @@ class Costs:
         """About how long `step` takes from its start to its end on this device."""
         match step:
             case Search():
-                return _search_seconds(step, self.facts(step.source), self._speed(step))
+                return search_seconds(step, self.facts(step.source), self._speed(step))
             case Train():
-                return _train_seconds(step, self.facts(step.source), self._speed(step))
+                return train_seconds(step, self.facts(step.source), self._speed(step))
             case Evaluate(run=run):
                 trained = self._training(run)
-                n = min(step.limit or 10**9, self.facts(trained.source).test)
-                return n * self._speed(trained).gradient * (FORWARD + sum(map(passes, step.attacks)))
+                return evaluate_seconds(step, self.facts(trained.source), self._speed(trained))
             case Distortion(networks=(run,)):
                 trained = self._training(Path(run))
                 n = min(step.limit, self.facts(trained.source).test)
@@ -135,48 +105,6 @@ class Costs:
         return f"cpu with {torch.get_num_threads()} threads"
 
 
-def measure(net: nn.Module, about: Facts, batch: int, device: torch.device) -> Speed:
-    """Time one gradient pass and one training step of `net` on random images, after a small one to warm up."""
-    net.to(device)
-    attack = PGD(steps=1, random_start=False)
-    parameters = list(getattr(net, "thetas", net.parameters()))
-    optimizer = torch.optim.SGD(parameters, lr=0.0)
-    seconds = {}
-    for n in (WARMUP_IMAGES, batch):
-        x = torch.rand(n, 3, *about.image_size, device=device, generator=torch.Generator(device).manual_seed(0))
-        y = torch.arange(n, device=device) % about.classes
-        with frozen(net) as fixed:
-            seconds["gradient"] = _timed_call(lambda fixed=fixed, x=x, y=y: attack.perturb(fixed, x, y), device)
-        seconds["weights"] = _timed_call(
-            lambda x=x, y=y: weight_step(net, parameters, optimizer, None, x, y, clip=5.0), device
-        )
-    return Speed(seconds["gradient"] / batch, seconds["weights"] / batch)
-
-
-def _timed_call(call: Any, device: torch.device) -> float:
-    def wait() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    wait()
-    started = time.perf_counter()
-    call()
-    wait()
-    return time.perf_counter() - started
-
-
-def passes(attack: str) -> float:
-    """Gradient passes of an attack for each image."""
-    if attack == "aa":
-        return AUTOATTACK
-    if attack in ("fgsm", "cw"):
-        return 1.0 if attack == "fgsm" else 100.0
-    found = re.fullmatch(r"pgd(\d+)", attack)
-    if not found:
-        raise RnasError(f"the cost of {attack} is not known")
-    return float(found[1])
-
-
 def _what(step: Search | Train) -> str:
     if isinstance(step, Search):
         return f"supernet of {step.space.cells} cells, C = {step.space.channels}"
@@ -186,24 +114,6 @@ def _what(step: Search | Train) -> str:
 def _timed(step: Train) -> str:
     """The network to time for a training: where the cell is yet to be found, RNAS-L stands in for it."""
     return "RNAS-L" if "/" in step.arch or "\\" in step.arch else step.arch
-
-
-def _train_seconds(step: Train, about: Facts, speed: Speed) -> float:
-    images = step.epochs * about.train
-    attack = 0 if step.standard else step.perturbation.attack_steps
-    return images * (attack * speed.gradient + speed.weights)
-
-
-def _search_seconds(step: Search, about: Facts, speed: Speed) -> float:
-    """Phase I trains the weights on a half; Phase II trains both on half of it, then projects as long (Algorithm 1)."""
-    attack = step.perturbation.attack_steps * speed.gradient
-    warmup = step.epochs // 4 if step.warmup is None else step.warmup
-    half = about.train / 2
-    weights, architecture = attack + speed.weights, attack + 2 * speed.weights
-    projected = half / 2 if step.projection_steps is None else step.projection_steps * step.batch_size
-    searching = half / 2 * (weights + architecture) + projected * architecture
-    watching = 2 * step.monitor * (attack + 2 * speed.gradient)
-    return warmup * half * weights + (step.epochs - warmup) * searching + step.epochs * watching
 
 
 def _read(path: Path) -> dict[str, Speed]:

@@ -1,0 +1,123 @@
+"""What searching, training and attacking a network will cost: a few timed passes, times the passes that are made."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from rnas.attacks import PGD
+from rnas.errors import RnasError
+from rnas.frozen import frozen
+from rnas.methods.projection import ROUND
+from rnas.settings import Evaluate, Search, Train
+from rnas.steps import weight_step
+
+FORWARD = 1 / 3
+"""Cost of a forward pass in gradient passes: a backward pass costs about two."""
+PASSES = {
+    "fgsm": 1.0,
+    "cw": 100.0,
+    "cw-l2": 100.0,
+    "apgd-ce": 100.0,
+    "apgd-dlr": 100.0,
+    "apgd-margin": 100.0,
+    "apgd-t": 9 * 100.0,
+    "fab-t": 9 * 2 * 100.0,
+    "square": 5000 * FORWARD,
+}
+"""Gradient passes for each image."""
+AUTOATTACK = PASSES["apgd-ce"] + 0.5 * (PASSES["apgd-t"] + PASSES["fab-t"] + PASSES["square"])
+"""Its later parts see what is left: about half of the images with the paper's networks, fewer with weaker ones."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds for one image: to differentiate a frozen network for its input, and to train its weights on it."""
+
+    gradient: float
+    weights: float
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What costs depend on of a data set."""
+
+    train: int
+    test: int
+    classes: int
+    image_size: tuple[int, int]
+
+
+def measure(net: nn.Module, about: Facts, batch: int, device: torch.device) -> Speed:
+    """Time one gradient pass and one training step of `net` on `batch` random images.
+
+    Each is done twice, and the second counts: the first prepares kernels and memory for a batch of this size.
+    """
+    net.to(device)
+    attack = PGD(steps=1, random_start=False)
+    parameters = list(getattr(net, "thetas", net.parameters()))
+    optimizer = torch.optim.SGD(parameters, lr=0.0)
+    x = torch.rand(batch, 3, *about.image_size, device=device, generator=torch.Generator(device).manual_seed(0))
+    y = torch.arange(batch, device=device) % about.classes
+    with frozen(net) as fixed:
+        gradient = _second_time(lambda: attack.perturb(fixed, x, y), device)
+    weights = _second_time(lambda: weight_step(net, parameters, optimizer, None, x, y, clip=5.0), device)
+    return Speed(gradient / batch, weights / batch)
+
+
+def _second_time(call: Callable[[], object], device: torch.device) -> float:
+    started = 0.0
+    for _ in range(2):
+        _wait(device)
+        started = time.perf_counter()
+        call()
+    _wait(device)
+    return time.perf_counter() - started
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def passes(attack: str) -> float:
+    """Gradient passes of an attack for each image."""
+    if attack == "aa":
+        return AUTOATTACK
+    if attack in PASSES:
+        return PASSES[attack]
+    found = re.fullmatch(r"pgd(\d+)(-any)?", attack)
+    if not found:
+        raise RnasError(f"the cost of {attack} is not known")
+    return float(found[1])
+
+
+def train_seconds(step: Train, about: Facts, speed: Speed) -> float:
+    """Seconds of a training."""
+    images = step.epochs * about.train
+    attack = 0 if step.standard else step.perturbation.attack_steps
+    return images * (attack * speed.gradient + speed.weights)
+
+
+def search_seconds(step: Search, about: Facts, speed: Speed) -> float:
+    """Seconds of a search: Phase I trains the weights on a half; Phase II trains both on half of it, then projects
+    as long (Algorithm 1), with one attack for each round of steps."""
+    attack = step.perturbation.attack_steps * speed.gradient
+    warmup = step.epochs // 4 if step.warmup is None else step.warmup
+    half = about.train / 2
+    weights, architecture = attack + speed.weights, attack + 2 * speed.weights
+    projected = half / 2 if step.projection_steps is None else step.projection_steps * step.batch_size
+    searching = half / 2 * (weights + architecture) + projected * (attack / ROUND + 2 * speed.weights)
+    watching = 2 * step.monitor * (attack + 2 * speed.gradient)
+    return warmup * half * weights + (step.epochs - warmup) * searching + step.epochs * watching
+
+
+def evaluate_seconds(step: Evaluate, about: Facts, speed: Speed) -> float:
+    """Seconds of an evaluation."""
+    images = min(step.limit or about.test, about.test)
+    return images * speed.gradient * (FORWARD + sum(map(passes, step.attacks)))

@@ -1,0 +1,269 @@
+"""Work that fits a time: what `rnas run` does with anyone's images, on any machine (docs/decisions/008)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rnas.budget import Budget, Changes, plan
+from rnas.console import Console
+from rnas.cost import Facts, Speed, evaluate_seconds, measure, search_seconds, train_seconds
+from rnas.data import Dataset
+from rnas.errors import RnasError
+from rnas.files import read_json, write_json
+from rnas.nets import zoo
+from rnas.nets.fast import FastSupernet
+from rnas.settings import Run
+from rnas.steps import choose_device, reseed
+
+FITTED = "budget.json"
+"""What was chosen, in the run's folder: timings differ from call to call, and a resumed run must stay the same run."""
+MINUTES = 20.0
+SEARCH_SHARE, EVALUATION_SHARE = 0.35, 0.1
+"""Shares of the time that the search and the evaluation may take; the training gets what is left."""
+SEARCH_EPOCHS = range(4, 31)
+TRAIN_EPOCHS = range(2, 101)
+LEAST_SEEN = 15_000
+"""Training images, every epoch's counted, without which a network learns next to nothing."""
+ENOUGH_SEARCH_EPOCHS, ENOUGH_EPOCHS, ENOUGH_SEEN = 8, 20, 60_000
+"""A larger network is chosen only if there is time for so many epochs, and so many training images seen."""
+ATTACKED = range(200, 1001)
+"""Test images to attack."""
+PROXY_SIDE = 32
+"""The search sees larger images scaled to this many pixels a side, and a large image's network halves it at once."""
+CPU_IMAGES = 32
+"""Images to time with on a CPU; on a GPU, where a small batch takes as long as a large one, it is the whole batch."""
+
+
+@dataclass(frozen=True)
+class Rung:
+    """Networks of one size, and how many images the search needs for it."""
+
+    search_cells: int
+    search_channels: int
+    search_images: int
+    train_cells: int
+    train_channels: int
+    batch_size: int
+
+
+RUNGS = (
+    Rung(3, 8, 1000, 5, 16, 32),
+    Rung(5, 8, 2000, 5, 24, 32),
+    Rung(5, 16, 4000, 8, 24, 64),
+    Rung(8, 16, 10_000, 14, 32, 128),
+    Rung(8, 16, 50_000, 20, 36, 128),
+)
+"""From what two cores manage in some minutes to the paper's networks."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen for a run, and how many seconds it should take."""
+
+    search_side: int | None
+    """Pixels to which the search's images are scaled; None: as they are."""
+    search_per_class: int | None
+    """Training images of each class that the search sees; None: all."""
+    search_cells: int
+    search_channels: int
+    search_epochs: int
+    train_cells: int
+    train_channels: int
+    stem_stride: int
+    train_epochs: int
+    batch_size: int
+    attacked: int
+    """Test images."""
+    seconds: int
+
+    def changes(self, eps: float) -> Changes:
+        """As changes to the paper's settings. Three steps of ε/2 take about three fifths of the time of the paper's
+        seven of ε/4: the epochs that this leaves time for are worth more."""
+        attack = {"attack_steps": 3, "step": eps / 2}
+        source = {"image_size": self.search_side, "limit_per_class": self.search_per_class}
+        return {
+            "source": {name: value for name, value in source.items() if value is not None},
+            "space": {"cells": self.search_cells, "channels": self.search_channels},
+            "attack": attack,
+            "train-attack": attack,
+            "search": {
+                "bound": "0.5x",
+                "epochs": self.search_epochs,
+                "warmup": self.search_epochs // 2,
+                "batch_size": self.batch_size,
+                "lr": 0.05,
+                "alpha_lr": 0.01,
+                "projection_steps": 40,
+                "projection_lr": 0.4,
+                "monitor": 64,
+            },
+            "train": {
+                "cells": self.train_cells,
+                "channels": self.train_channels,
+                "stem_stride": self.stem_stride,
+                "epochs": self.train_epochs,
+                "batch_size": self.batch_size,
+                "lr": 0.05,
+                "drop_path": 0.0,
+            },
+            "evaluate": {"attacks": ("fgsm", "pgd20", "cw"), "limit": self.attacked},
+        }
+
+
+def choose(settings: Run, data: Dataset, console: Console) -> Choice:
+    """What an earlier call chose for this run, if it did; else what fits now. RnasError if it cannot be read."""
+    path = settings.out / FITTED
+    if not path.exists():
+        return fit(settings, data, console)
+    found = read_json(path)
+    if not isinstance(found, dict) or found.keys() != {f.name for f in fields(Choice)}:
+        raise RnasError(f"{path} is damaged: it holds no choice of a run's work; start in another --out")
+    for name, value in found.items():
+        optional = value is None and name in ("search_side", "search_per_class")
+        if not optional and (type(value) is not int or value < 1):
+            raise RnasError(f"{path} is damaged: {name} is {value!r}; start in another --out")
+    return Choice(**found)
+
+
+def keep(choice: Choice, out: Path) -> None:
+    """Keep `choice` in the run's folder `out`, for calls that go on with the run."""
+    if not (out / FITTED).exists():
+        write_json(out / FITTED, asdict(choice))
+
+
+def describe(choice: Choice, budget: Budget, minutes: float | None) -> str:
+    """What was chosen, for people: one line."""
+    space, search, train = budget.search.space, budget.search, budget.train
+    about, asked = max(1, round(choice.seconds / 60)), MINUTES if minutes is None else minutes
+    images = "all training images" if choice.search_per_class is None else f"{choice.search_per_class} images a class"
+    at = "" if choice.search_side is None else f" at {choice.search_side} pixels"
+    text = (
+        f"about {about} min on this machine: search {search.epochs} epochs on {images}{at} "
+        f"({space.cells} cells, C = {space.channels}), train {train.epochs} epochs ({train.cells} cells, "
+        f"C = {train.channels}), attack {budget.evaluate.limit} test images"
+    )
+    if about > 1.2 * asked:
+        return (
+            f"{text}. That is the least that makes sense here, more than the {asked:g} asked for; less: a smaller "
+            "--image-size, --limit-per-class, --train-epochs or --limit"
+        )
+    return f"{text}. More: --minutes N, --search-epochs, --train-epochs, or --budget paper"
+
+
+def fit(settings: Run, data: Dataset, console: Console) -> Choice:
+    """The largest networks, and then the most epochs, that fit `settings.minutes` on this machine, by the time that a
+    few passes take on it. At the lower end the least that makes sense, however long that takes.
+
+    RnasError if the options given fit no such run.
+    """
+    seconds = 60 * (MINUTES if settings.minutes is None else settings.minutes)
+    console.say("choosing the work that fits: timing networks ...")
+    best = None
+    for rung in RUNGS:
+        fitter = _Fitter(settings, data, rung, choose_device(settings.device))
+        choice = fitter.spend(seconds)
+        enough = fitter.enough(choice)
+        if best is None or enough:
+            best = choice
+        if not enough:  # still less so with larger networks
+            break
+    assert best is not None  # there is a first rung
+    return best
+
+
+def speeds(budget: Budget, seen: Facts, about: Facts, device: torch.device) -> tuple[Speed, Speed]:
+    """The speeds of the supernet, on the images `seen` by the search, and of the network to train: RNAS-L stands in for
+    the cell that is yet to be found."""
+    train = budget.train
+    batch = CPU_IMAGES if device.type == "cpu" else train.batch_size
+    options: dict[str, Any] = {"cells": train.cells, "channels": train.channels, "stem_stride": train.stem_stride}
+    with torch.random.fork_rng(devices=[]):
+        reseed(0)
+        supernet = FastSupernet(budget.search.space, about.classes, zoo.MEAN, zoo.STD)
+        network = zoo.build("RNAS-L", about.classes, image_size=about.image_size, **options)
+    return measure(supernet, seen, batch, device), measure(network, about, batch, device)
+
+
+class _Fitter:
+    """The networks of one rung, timed, and what can be done with them."""
+
+    def __init__(self, settings: Run, data: Dataset, rung: Rung, device: torch.device):
+        self.settings, self.rung = settings, rung
+        self.eps = settings.eps or data.eps_default
+        classes, counts = len(data.classes), torch.bincount(data.train.labels.cpu())
+        self.about = Facts(len(data.train), len(data.test), classes, data.image_size)
+        # Every class comes in both halves of the search's images, and every half fills some batches.
+        per_class = max(4, -(-max(rung.search_images, 4 * (settings.batch_size or 0)) // classes))
+        self.per_class = per_class if per_class < int(counts.max()) else None
+        self.side = PROXY_SIDE if min(data.image_size) > PROXY_SIDE else None
+        seen = int(counts.clamp(max=per_class).sum())
+        self.seen = Facts(seen, 0, classes, (self.side, self.side) if self.side else data.image_size)
+        halving = self.side is not None and all(side % 8 == 0 for side in data.image_size)
+        self.stem_stride = 2 if halving else 1
+        self.supernet, self.network = speeds(self.plan(self._choice()), self.seen, self.about, device)
+
+    def plan(self, choice: Choice) -> Budget:
+        return plan(self.settings, self.about.train, choice.changes(self.eps))
+
+    def spend(self, seconds: float) -> Choice:
+        """The choice that takes about `seconds`, or the least that makes sense."""
+        attacked = _most(ATTACKED, lambda n: self._attacking(self._choice(attacked=n)) <= EVALUATION_SHARE * seconds)
+        least = min(TRAIN_EPOCHS[-1], max(TRAIN_EPOCHS[0], LEAST_SEEN // self.about.train))
+        epochs = range(least, TRAIN_EPOCHS.stop)
+        left = seconds - self._attacking(self._choice(attacked=attacked))
+        share = min(SEARCH_SHARE * seconds, left - self._training(self._choice(train_epochs=least)))
+        searched = _most(SEARCH_EPOCHS, lambda n: self._searching(self._choice(search_epochs=n)) <= share)
+        left -= self._searching(self._choice(search_epochs=searched))
+        trained = _most(epochs, lambda n: self._training(self._choice(train_epochs=n)) <= left)
+        chosen = self._choice(searched, trained, attacked)
+        whole = self._searching(chosen) + self._training(chosen) + self._attacking(chosen)
+        return replace(chosen, seconds=round(whole))
+
+    def _choice(
+        self,
+        search_epochs: int = SEARCH_EPOCHS[0],
+        train_epochs: int = TRAIN_EPOCHS[0],
+        attacked: int = ATTACKED[0],
+    ) -> Choice:
+        rung = self.rung
+        return Choice(
+            search_side=self.side,
+            search_per_class=self.per_class,
+            search_cells=rung.search_cells,
+            search_channels=rung.search_channels,
+            search_epochs=search_epochs,
+            train_cells=rung.train_cells,
+            train_channels=rung.train_channels,
+            stem_stride=self.stem_stride,
+            train_epochs=train_epochs,
+            batch_size=rung.batch_size,
+            attacked=min(attacked, self.about.test),
+            seconds=0,
+        )
+
+    def enough(self, choice: Choice) -> bool:
+        """Whether there is time for enough epochs to be worth this rung's larger networks."""
+        seen = choice.train_epochs * self.about.train
+        trained = choice.train_epochs >= ENOUGH_EPOCHS and seen >= ENOUGH_SEEN
+        return trained and choice.search_epochs >= ENOUGH_SEARCH_EPOCHS
+
+    def _searching(self, choice: Choice) -> float:
+        return search_seconds(self.plan(choice).search, self.seen, self.supernet)
+
+    def _training(self, choice: Choice) -> float:
+        jobs = self.plan(choice).trainings.values()
+        return sum(train_seconds(job, self.about, self.network) for job in jobs)
+
+    def _attacking(self, choice: Choice) -> float:
+        budget = self.plan(choice)
+        return len(budget.trainings) * evaluate_seconds(budget.evaluate, self.about, self.network)
+
+
+def _most(numbers: range, fits: Callable[[int], bool]) -> int:
+    """The largest of `numbers` that fits; the first if none does. Costs rise with the number."""
+    return next((n for n in reversed(numbers) if fits(n)), numbers[0])
