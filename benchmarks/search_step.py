@@ -52,7 +52,7 @@ from rnas.frozen import unfolded
 from rnas.nets.count import macs
 from rnas.nets.fast import FastSupernet
 from rnas.nets.supernet import Supernet
-from rnas.precision import Precision, without_tf32
+from rnas.precision import Precision, full_precision
 from rnas.settings import SearchSpace
 from rnas.steps import choose_precision
 from rnas.vulnerability import network_vulnerability
@@ -257,7 +257,7 @@ def between_precisions(runs: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-@without_tf32()
+@full_precision()
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser, batch_size=16, rounds=5)

@@ -1,6 +1,6 @@
-"""Published cells, a cell found here, and ResNet18, at the same cost: which is the most robust after a short training?
+"""Published cells, a cell found here, and ResNet18, at the same cost: which is the most robust?
 
-    python -m benchmarks.small_experiment --data cifar10 --out DIR [--seeds 3] [--stage train|evaluate|all] [--json FILE]
+    python -m benchmarks.small_experiment --data cifar10 --out DIR [--seeds 3] [--stage train|evaluate|all] [--json F]
 
 Every network has 5 cells (ResNet18: its own blocks) and as many channels as bring it nearest to RNAS-L's
 multiply-accumulates at C = 8 and 16x16 pixels. For each seed the search is run anew, and every network is trained
@@ -41,7 +41,7 @@ from rnas.train import fit
 PUBLISHED = ("RNAS-L", "RNAS-H", "DARTS", "PC-DARTS", "AdvRush")
 SEARCHED, RESIDUAL = "RNAS, searched here", "ResNet18"
 CELLS, CHANNELS, SIZE = 5, 8, 16
-ATTACKS = {"pgd20": 2000, "aa": 500}  # and on how many test images, of each class its share
+ATTACKS = {"pgd20": 2000, "aa": 100}  # and on how many test images, of each class its share
 WEIGHTS, RESULT = "weights.pt", "result.json"
 
 
@@ -160,7 +160,9 @@ def rows(runs: list[tuple[int, str]], out: Path) -> Iterator[tuple[str, dict[str
                 "interval": list(wilson_of_mean(mean, n)),
                 "n": n,
                 "accuracies": accuracies,
-                "against RNAS-L": [_paired(out, key, folder, seed) for folder, seed in zip(folders, seeds, strict=True)],
+                "against RNAS-L": [
+                    _paired(out, key, folder, seed) for folder, seed in zip(folders, seeds, strict=True)
+                ],
             }
         row["warnings"] = [w for f in found for w in f["warnings"]]
         yield name, row

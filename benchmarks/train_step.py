@@ -40,7 +40,7 @@ from rnas.attacks.norms import project, random_point, steepest
 from rnas.frozen import Model, unfolded
 from rnas.nets.derived import DerivedNetwork
 from rnas.nets.zoo import build
-from rnas.precision import Precision, without_tf32
+from rnas.precision import Precision, full_precision
 from rnas.steps import choose_precision, weight_step
 
 BARS = {"RNAS-L": 2.0, "ResNet18": 1.3}
@@ -151,7 +151,7 @@ def report(name: str, what: str, run: dict[str, Any], batch_size: int) -> str:
     return "\n".join(lines)
 
 
-@without_tf32()
+@full_precision()
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser, batch_size=4, rounds=3)

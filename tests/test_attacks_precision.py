@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rnas.attacks import PGD, run_attacks
-from rnas.attacks.precision import PLACES, full_precision
+from rnas.precision import PLACES, full_precision
 from test_attacks_basics import images, small_net
 
 Set = Callable[[], None]

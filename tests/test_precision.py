@@ -24,7 +24,7 @@ from rnas.nets.derived import DerivedNetwork
 from rnas.nets.fast import FastCell, FastSupernet
 from rnas.nets.supernet import Supernet, SupernetCell
 from rnas.nets.zoo import build
-from rnas.precision import Precision, without_tf32
+from rnas.precision import Precision, full_precision
 from rnas.search import search
 from rnas.settings import Perturbation, Search, SearchSpace, Source
 from rnas.steps import craft, weight_step
@@ -293,7 +293,7 @@ def test_float32_is_float32(tmp_path: Path) -> None:
         assert seen
         assert all(precisions == ["ieee", "ieee"] for precisions in seen)
         assert torch.backends.cuda.matmul.fp32_precision == "tf32"
-        with pytest.raises(ZeroDivisionError), without_tf32():
+        with pytest.raises(ZeroDivisionError), full_precision():
             raise ZeroDivisionError
         assert torch.backends.cuda.matmul.fp32_precision == "tf32"
     finally:
@@ -306,7 +306,7 @@ def test_float32_is_float32(tmp_path: Path) -> None:
 def test_bfloat16_on_a_gpu(train: bool) -> None:
     plain, fast = (net.cuda().train(train) for net in pair(dtype=torch.float32))
     x = images(4, 16, torch.float32).cuda()
-    with without_tf32(), torch.no_grad():
+    with full_precision(), torch.no_grad():
         expected = plain.forward_cells(x)[1]
         with BF16.autocast(x.device):
             ours = fast.forward_cells(x)[1]

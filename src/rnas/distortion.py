@@ -19,7 +19,7 @@ from rnas.files import read_json, replacing, write_json
 from rnas.frozen import unfolded
 from rnas.nets.derived import DerivedNetwork
 from rnas.nets.saved import META, build_from_meta, load_model
-from rnas.precision import without_tf32
+from rnas.precision import full_precision
 from rnas.runs import SETTINGS
 from rnas.settings import Distortion, Source
 from rnas.steps import choose_device, load_data, reseed
@@ -31,7 +31,7 @@ _VGG16_STAGES = (2, 2, 3, 3, 3)
 """Convolutions between the poolings: what Conv4_3 counts by."""
 
 
-@without_tf32()
+@full_precision()
 def distortion(settings: Distortion, console: Console | None = None) -> list[Path]:
     """Measure every network of `settings`; returns the folders that hold its distortion.json and features.npz:
     `settings.out` for one network, folders below it for several. A trained run gets a copy of its distortion.json.

@@ -19,7 +19,6 @@ from rnas import data as images
 from rnas.attacks import PGD, Progress, run_attacks
 from rnas.attacks.evaluation import attack_named
 from rnas.attacks.norms import Norm
-from rnas.attacks.precision import full_precision
 from rnas.console import Console
 from rnas.data import Split
 from rnas.data.dataset import stratified
@@ -27,6 +26,7 @@ from rnas.errors import RnasError
 from rnas.files import read_json, replacing, write_json
 from rnas.frozen import Model
 from rnas.nets.saved import META, load_model
+from rnas.precision import full_precision
 from rnas.runs import SETTINGS
 from rnas.settings import Evaluate, Source
 from rnas.steps import choose_device, load_data

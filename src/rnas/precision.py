@@ -1,10 +1,11 @@
-"""The number format of a network's passes: float32 as it is, or bfloat16 by autocast.
+"""The number format of a network's passes: float32 that is float32 (no TF32), or bfloat16 by autocast.
 
 Weights, optimisers, losses, BN's statistics and F are float32 in both (float64, if the network is).
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -46,18 +47,51 @@ def pass_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
-@contextmanager
-def without_tf32() -> Iterator[None]:
-    """Within the context, also as a decorator, a GPU multiplies float32 as float32 and not with TF32's ten bits.
+# Where torch keeps precisions, parents before children: a child that says "none" does as its parent does. The public
+# attributes (`torch.backends.cudnn.conv.fp32_precision`, …) read the same table, but they answer for the parent too,
+# and assigning to the one of mkldnn changes that of all backends.
+PLACES = (
+    ("generic", "all"),
+    *((backend, op) for backend in ("cuda", "mkldnn") for op in ("all", "matmul", "conv", "rnn")),
+)
 
-    PyTorch lets convolutions use TF32 by default. What the process had chosen comes back at the end.
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Within, float32 is computed in float32 on every device; what was set through either of torch's APIs comes back.
+
+    torch has two (its "Numerical accuracy" notes): `fp32_precision`, and the older `allow_tf32` and
+    `set_float32_matmul_precision`. It keeps what was set through the older one beside the table of the newer one, and
+    raises where somebody asks the older one and the two disagree: compiled models ask. So both are set, and agree.
     """
-    parts = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
-    before = [part.fp32_precision for part in parts]
-    for part in parts:
-        part.fp32_precision = "ieee"
+    with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        table = {place: _take(*place) for place in PLACES}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the older API is deprecated is no news for the caller
+            matmul, cudnn = torch.get_float32_matmul_precision(), _older_cudnn_flag()
+            torch.set_float32_matmul_precision("highest")
+            torch.backends.cudnn.allow_tf32 = False
+        try:
+            yield
+        finally:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                torch.set_float32_matmul_precision(matmul)
+                torch.backends.cudnn.allow_tf32 = cudnn
+            for place, precision in table.items():
+                torch._C._set_fp32_precision_setter(*place, precision)
+
+
+def _take(backend: str, op: str) -> str:
+    """What is set at a place whose parents say nothing; nothing from now on."""
+    precision = torch._C._get_fp32_precision_getter(backend, op)
+    torch._C._set_fp32_precision_setter(backend, op, "none")
+    return precision
+
+
+def _older_cudnn_flag() -> bool:
+    """What was last set by `torch.backends.cudnn.allow_tf32`, once the table is empty: then torch raises if True."""
     try:
-        yield
-    finally:
-        for part, value in zip(parts, before, strict=True):
-            part.fp32_precision = value
+        return bool(torch.backends.cudnn.allow_tf32)
+    except RuntimeError:
+        return True

@@ -22,7 +22,7 @@ from rnas.methods.projection import Projection
 from rnas.methods.rnas import Batch, Measured, Rnas
 from rnas.nets.derived import check_image_size
 from rnas.nets.fast import FastSupernet
-from rnas.precision import without_tf32
+from rnas.precision import full_precision
 from rnas.runs import Run, read_log
 from rnas.settings import Bound, Search
 from rnas.steps import (
@@ -103,7 +103,7 @@ class State:
         self.history.append([a.detach().cpu().clone() for a in self.net.alphas])
 
 
-@without_tf32()
+@full_precision()
 def search(settings: Search, console: Console | None = None) -> Genotype:
     """Search an architecture; writes the run folder `settings.out` and returns what it found.
 

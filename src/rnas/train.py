@@ -21,7 +21,7 @@ from rnas.genotype import Architecture, architecture_from_json
 from rnas.nets import zoo
 from rnas.nets.derived import DerivedNetwork
 from rnas.nets.saved import save_model
-from rnas.precision import Precision, without_tf32
+from rnas.precision import Precision, full_precision
 from rnas.runs import Run
 from rnas.settings import Train
 from rnas.steps import (
@@ -111,7 +111,7 @@ class State:
         self.epoch = saved["epoch"]
 
 
-@without_tf32()
+@full_precision()
 def fit(
     net: nn.Module,
     data: Dataset,

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from rnas.attacks.checks import answer, check_gradient, check_images, check_logits
 from rnas.attacks.losses import correct
-from rnas.attacks.precision import full_precision
 from rnas.frozen import Model, frozen, unfolded
+from rnas.precision import full_precision
 
 
 class Attack(Protocol):

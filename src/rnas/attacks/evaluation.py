@@ -31,10 +31,10 @@ from rnas.attacks.gradient import CW, FGSM, PGD
 from rnas.attacks.losses import correct
 from rnas.attacks.noise import derived_seed
 from rnas.attacks.norms import Norm, distance
-from rnas.attacks.precision import full_precision
 from rnas.attacks.state import BROKEN, NAN, PROBED, STANDING, UNKNOWN, Mask, Table, digest, identify
 from rnas.errors import RnasError, unknown
 from rnas.frozen import Model, frozen, unfolded
+from rnas.precision import full_precision
 
 Progress = Callable[[str, int, int, int, float], None]
 """Called after every batch: attack ("aa/fab-t" within AutoAttack), images done, images to do, survivors, seconds."""
