@@ -180,6 +180,36 @@ def _paired(out: Path, key: str, folder: Path, seed: int) -> dict[str, Any]:
     return {"difference": (only_a - only_b) / n, "interval": interval, "p": mcnemar(only_a, only_b)}
 
 
+def table(result: dict[str, Any]) -> str:
+    """The result as Markdown: percent, mean ± standard deviation over the seeds, 95 % Wilson interval of the mean."""
+    keys = ("clean", *ATTACKS)
+    lines = [
+        f"{result['data']}. {result['training']}. In brackets what the number of test images leaves open (95 %).",
+        "",
+        f"| | C | MACs | parameters | {' | '.join(keys)} | PGD-20 minus RNAS-L, by seed (p) |",
+        f"|{' - |' * (5 + len(keys))}",
+    ]
+    for name, row in result["networks"].items():
+        facts = row["facts"]
+        sizes = [_range([f["channels"] for f in facts], 1, "")]
+        sizes += [_range([f["macs"] for f in facts], 1e6, " M"), _range([f["parameters"] for f in facts], 1e3, " k")]
+        cells = [_percent(row[key]) for key in keys]
+        paired = [f"{100 * d['difference']:+.1f} ({d['p']:.2g})" for d in row["pgd20"]["against RNAS-L"]]
+        lines.append(f"| {name} | {' | '.join([*sizes, *cells])} | {'' if name == 'RNAS-L' else ', '.join(paired)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _range(values: list[float], unit: float, suffix: str) -> str:
+    shown = dict.fromkeys(f"{v / unit:.3g}" for v in sorted(values))
+    return " to ".join([*shown][:: max(1, len(shown) - 1)]) + suffix
+
+
+def _percent(cell: dict[str, Any]) -> str:
+    spread = "" if cell["std"] is None else f" ± {100 * cell['std']:.1f}"
+    low, high = (100 * v for v in cell["interval"])
+    return f"{100 * cell['mean']:.1f}{spread} [{low:.1f}, {high:.1f}] (n = {cell['n']})"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="cifar10")
@@ -203,7 +233,10 @@ def main() -> None:
             "machine": machine("cpu"),
             "networks": dict(rows(runs, arguments.out)),
         }
+        print(table(result))
         save(arguments.json, result)
+        if arguments.json is not None:
+            arguments.json.with_suffix(".md").write_text(table(result))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def in_double() -> tuple[nn.Module, Tensor, Tensor]:
 def fill_batches_to(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """From now on batches are filled up to so many rows."""
     for module in ("batching", "square"):
-        monkeypatch.setattr(f"rnas.attacks.{module}.row_limit", lambda x: rows)
+        monkeypatch.setattr(f"rnas.attacks.{module}.row_limit", lambda x, most: rows)
 
 
 def counting(net: Model, batches: list[int]) -> Model:

@@ -48,6 +48,8 @@ class APGD:
     targets: int = 9
     random_start: bool = True
     seed: int | None = None
+    rows: int | None = None
+    """Most images in one pass while few are left; by default 64 on a CPU (`batching.row_limit`)."""
 
     def __post_init__(self) -> None:
         check_threat(self.eps, self.norm)
@@ -70,7 +72,7 @@ class APGD:
             target = torch.cat([targets[alive, rank] for rank, _ in jobs])
             return self._run(net, x[rows], y[rows], target, start, together=len(jobs))
 
-        return survivors_only(x, correct(logits, y).nonzero().squeeze(1), jobs, run)
+        return survivors_only(x, correct(logits, y).nonzero().squeeze(1), jobs, run, self.rows)
 
     def _start(self, x: Tensor, salt: str) -> Tensor:
         """A random point on the surface of the ball, as in the authors' code."""

@@ -18,22 +18,22 @@ from rnas.attacks.square import Square
 from rnas.frozen import Model
 
 
-def member(name: str, eps: float, norm: Norm, seed: int | None) -> Attack:
-    """AutoAttack's part `name` with its standard settings."""
+def member(name: str, eps: float, norm: Norm, seed: int | None, rows: int | None = None) -> Attack:
+    """AutoAttack's part `name` with its standard settings; `rows`: the most images in one pass, where few are left."""
     seed = derived_seed(seed, name)
     match name:
         case "apgd-ce":
-            return APGD(eps=eps, norm=norm, loss="ce", seed=seed)
+            return APGD(eps=eps, norm=norm, loss="ce", seed=seed, rows=rows)
         case "apgd-dlr":
-            return APGD(eps=eps, norm=norm, loss="dlr", seed=seed)
+            return APGD(eps=eps, norm=norm, loss="dlr", seed=seed, rows=rows)
         case "apgd-margin":
-            return APGD(eps=eps, norm=norm, loss="margin", seed=seed)
+            return APGD(eps=eps, norm=norm, loss="margin", seed=seed, rows=rows)
         case "apgd-t":
-            return APGD(eps=eps, norm=norm, loss="dlr-targeted", seed=seed)
+            return APGD(eps=eps, norm=norm, loss="dlr-targeted", seed=seed, rows=rows)
         case "fab-t":
-            return FAB(eps=eps, norm=norm, seed=seed)
+            return FAB(eps=eps, norm=norm, seed=seed, rows=rows)
         case "square":
-            return Square(eps=eps, norm=norm, seed=seed)
+            return Square(eps=eps, norm=norm, seed=seed, rows=rows)
     raise KeyError(name)
 
 

@@ -16,20 +16,22 @@ The first n rows are the first job's. A run may leave an image's other rows wher
 """
 
 
-def row_limit(x: Tensor) -> int:
-    """The most rows to fill a batch up to, for an attack on the images `x`.
+def row_limit(x: Tensor, most: int | None) -> int:
+    """The rows to fill a batch up to, for an attack on the images `x`: no more than `most`, if the caller says so.
 
     On a CPU a row gets no cheaper beyond it; on a GPU it is what the caller's own batch takes, or little.
     """
-    return 64 if x.device.type == "cpu" else max(len(x), 256)
+    limit = 64 if x.device.type == "cpu" else max(len(x), 256)
+    return limit if most is None else min(limit, most)
 
 
-def survivors_only(x: Tensor, alive: Tensor, jobs: Sequence[Job], run: Run[Job]) -> Tensor:
+def survivors_only(x: Tensor, alive: Tensor, jobs: Sequence[Job], run: Run[Job], most: int | None = None) -> Tensor:
     """Each of `jobs` on each of the images `x[alive]` until one breaks it; the adversarial images (B,...).
 
-    As many jobs go together as fill a batch. An image that holds becomes what its last job made of it.
+    As many jobs go together as fill a batch of `row_limit(x, most)` rows. An image that holds becomes what
+    its last job made of it.
     """
-    result, limit = x.clone(), row_limit(x)
+    result, limit = x.clone(), row_limit(x, most)
     jobs = list(jobs)
     while jobs and len(alive):
         batches = -(-len(jobs) // max(limit // len(alive), 1))

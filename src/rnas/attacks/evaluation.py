@@ -54,13 +54,15 @@ class Evaluation:
     """Reasons to distrust these figures; empty if there are none."""
 
 
-def attack_named(name: str, eps: float, norm: Norm = "linf", seed: int | None = None) -> Attack:
+def attack_named(
+    name: str, eps: float, norm: Norm = "linf", seed: int | None = None, rows: int | None = None
+) -> Attack:
     """The attack called `name`: fgsm, pgdN, pgdN-any, cw, cw-l2 or a part of AutoAttack. RnasError if there is none.
 
     PGD and cw take steps of ε/4, which at the paper's ε = 8/255 is its 2/255.
     """
     if name in MEMBERS:
-        return member(name, eps, norm, seed)
+        return member(name, eps, norm, seed, rows)
     if name == "fgsm":
         return FGSM(eps=eps, norm=norm)
     if name == "cw":
@@ -192,7 +194,7 @@ class _Run:
 
     def attack(self, part: str, where: Mask, table: Table, progress: Progress) -> None:
         """Find out whether the attack `part` breaks the images `where`; skips what `table` knows already."""
-        row, attack = table.row(part), attack_named(part, self.eps, self.norm, self.seed)
+        row, attack = table.row(part), attack_named(part, self.eps, self.norm, self.seed, self.batch_size)
         for indices in self.batches(where & (row == UNKNOWN)):
             start = time.perf_counter()
             verdicts = self.verdicts(attack, *self.batch(indices))

@@ -36,6 +36,8 @@ class FAB:
     eta: float = 1.05
     beta: float = 0.9
     seed: int | None = None
+    rows: int | None = None
+    """Most images in one pass while few are left; by default 64 on a CPU (`batching.row_limit`)."""
 
     def __post_init__(self) -> None:
         check_threat(self.eps, self.norm)
@@ -64,7 +66,7 @@ class FAB:
             standing = reached > self.eps
             return torch.where(standing.view(-1, 1, 1, 1), x[rows], nearest), standing
 
-        return survivors_only(x, correct(logits, y).nonzero().squeeze(1), jobs, run)
+        return survivors_only(x, correct(logits, y).nonzero().squeeze(1), jobs, run, self.rows)
 
     def _start(self, x: Tensor, salt: str) -> Tensor:
         if self.norm == "linf":

@@ -37,6 +37,8 @@ class Square:
     p_init: float = 0.8
     restarts: int = 1
     seed: int | None = None
+    rows: int | None = None
+    """Most images in one pass while few are left; by default 64 on a CPU (`batching.row_limit`)."""
 
     def __post_init__(self) -> None:
         check_threat(self.eps, self.norm)
@@ -63,7 +65,7 @@ class Square:
             for restart in range(self.restarts):
                 if len(alive) == 0:
                     break
-                found, standing = self._run(net, x[alive], y[alive], restart, row_limit(x))
+                found, standing = self._run(net, x[alive], y[alive], restart, row_limit(x, self.rows))
                 result[alive] = found
                 alive = alive[standing]
         return result
