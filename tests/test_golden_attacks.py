@@ -181,12 +181,14 @@ def test_cw_l2_is_the_unbounded_attack_with_the_right_margin() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("eps", ["8", "12"])
 def test_fab_t(eps: str) -> None:
     assert differing(FAB(eps=int(eps) / 255), golden()["fab_t"][eps]) == 0
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("eps", ["8", "12"])
 @pytest.mark.parametrize("name", ["apgd-ce", "apgd-t", "square"])
 def test_seeded_members_are_never_weaker_than_the_weakest_recorded_seed(name: str, eps: str) -> None:
@@ -198,6 +200,7 @@ def test_seeded_members_are_never_weaker_than_the_weakest_recorded_seed(name: st
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize(("eps", "seed"), [("8", 0), ("8", 1), ("12", 0)])
 def test_autoattack(eps: str, seed: int) -> None:
     standing = robust(AutoAttack(eps=int(eps) / 255, seed=seed))
