@@ -74,25 +74,30 @@ def load_times(unpack: Path, scratch: Path) -> dict[str, Any]:
 
 def decode_scaling(unpack: Path, scratch: Path, per_class: int, rounds: int = 3) -> dict[str, Any]:
     """Images of Tiny-ImageNet (64x64, JPEG) decoded a second by 1, 2, … worker processes, in turn; the best of the
-    rounds, which other programs disturbed least."""
+    rounds, which other programs disturbed least. The processor seconds say how the work divides even where they do: the
+    workers' part is shared among them, the rest is the one process that gathers the images."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         unpacked(unpack, "tiny-images", folder, "--classes", "20", "--per-class", str(per_class))
         root = Path(folder)
         names = images.image_files(root, "train")
-        seconds: dict[int, list[float]] = {count: [] for count in WORKERS if count <= available}
+        passes: dict[int, list[dict[str, float]]] = {count: [] for count in WORKERS if count <= available}
         for _ in range(rounds):
-            for count, measured in seconds.items():
-                start = time.perf_counter()
+            for count, measured in passes.items():
+                start, before = time.perf_counter(), os.times()
                 decoded = sum(1 for _ in images._by_workers(root, names, None, count))
-                measured.append(time.perf_counter() - start)
+                seconds, after = time.perf_counter() - start, os.times()
                 assert decoded == len(names)
-    rates = {str(count): round(len(names) / min(measured)) for count, measured in seconds.items()}
+                own = after.user + after.system - before.user - before.system
+                workers = after.children_user + after.children_system - before.children_user - before.children_system
+                measured.append({"wall": round(seconds, 2), "workers": round(workers, 2), "gathering": round(own, 2)})
     return {
         "images": len(names),
         "cores_available": available,
-        "images_per_second_by_workers": rates,
-        "samples": {str(count): [round(s, 2) for s in measured] for count, measured in seconds.items()},
+        "images_per_second_by_workers": {
+            str(n): round(len(names) / min(p["wall"] for p in m)) for n, m in passes.items()
+        },
+        "seconds": {str(count): measured for count, measured in passes.items()},
     }
 
 
