@@ -16,7 +16,6 @@ from rnas.attacks import PGD
 from rnas.frozen import frozen
 from rnas.genotype import OPERATIONS
 from rnas.methods.rnas import Rnas
-from rnas.nets import fast_kernels
 from rnas.nets.fast import FastCell, FastSupernet
 from rnas.nets.fast_kernels import depthwise, depthwise_input_grad, depthwise_weight_grad
 from rnas.nets.supernet import Supernet, SupernetCell
@@ -59,6 +58,16 @@ def pair(
     return plain, fast
 
 
+@pytest.fixture(params=["as on a CPU", "as on a GPU"])
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test runs in both forms of the fast supernet, here on a CPU."""
+    if request.param == "as on a GPU":
+        monkeypatch.setattr("rnas.nets.fast.on_cpu", lambda x: False)
+
+
+in_both_forms = pytest.mark.usefixtures("form")
+
+
 def images(n: int = 3, size: int = 16, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.rand(n, 3, size, size, generator=torch.Generator().manual_seed(1), dtype=dtype)
 
@@ -81,6 +90,7 @@ def compare(plain: Supernet, fast: FastSupernet, x: Tensor) -> None:
     assert_equal(gradients, fast_gradients, x.dtype, scale)
 
 
+@in_both_forms
 @pytest.mark.parametrize("alpha", ["random", "one-hot"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 @pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
@@ -89,6 +99,7 @@ def test_equals_the_plain_supernet(train: bool, dtype: torch.dtype, alpha: str) 
     compare(plain.train(train), fast.train(train), images(dtype=dtype))
 
 
+@in_both_forms
 @pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("after_reduction", [False, True])
 @pytest.mark.parametrize("reduction", [False, True], ids=["normal", "reduction"])
@@ -122,7 +133,7 @@ def test_every_cell_and_operation(column: int | None, reduction: bool, after_red
     assert_equal(*results, torch.float64, scale=1.0)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=16, deadline=None)
 @given(
     operations=st.lists(st.sampled_from(OPERATIONS), min_size=1, max_size=3, unique=True).filter(
         lambda o: o != ["none"]
@@ -132,13 +143,19 @@ def test_every_cell_and_operation(column: int | None, reduction: bool, after_red
     batch=st.integers(2, 5),
     size=st.sampled_from([8, 12]),
     train=st.booleans(),
+    as_on_gpu=st.booleans(),
 )
-def test_any_space(operations: list[str], nodes: int, cells: int, batch: int, size: int, train: bool) -> None:
+def test_any_space(
+    operations: list[str], nodes: int, cells: int, batch: int, size: int, train: bool, as_on_gpu: bool
+) -> None:
     space = SearchSpace(cells=cells, channels=2, nodes=nodes, operations=tuple(operations))
     plain, fast = pair(space)
-    (values, gradients), (fast_values, fast_gradients) = (
-        everything(net.train(train), images(batch, size)) for net in (plain, fast)
-    )
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        if as_on_gpu:
+            monkeypatch.setattr("rnas.nets.fast.on_cpu", lambda x: False)
+        (values, gradients), (fast_values, fast_gradients) = (
+            everything(net.train(train), images(batch, size)) for net in (plain, fast)
+        )
     assert_equal(values, fast_values, torch.float64)
     assert_equal(gradients, fast_gradients, torch.float64, scale=max(float(g.abs().max()) for g in gradients))
 
@@ -167,6 +184,7 @@ def test_a_copy_has_weights_of_its_own() -> None:
     assert not torch.allclose(twin(images()), before)
 
 
+@in_both_forms
 def test_two_passes_share_one_backward() -> None:
     x = images(4)
     gradients = []
@@ -178,6 +196,7 @@ def test_two_passes_share_one_backward() -> None:
     assert_equal(*(list(net.buffers()) for net in nets), torch.float64)
 
 
+@in_both_forms
 def test_only_what_is_wanted_is_differentiated() -> None:
     plain, fast = pair()
     for net in (plain, fast):
@@ -190,12 +209,14 @@ def test_only_what_is_wanted_is_differentiated() -> None:
     assert_equal(list(gradients), [a.grad for a in fast.alphas if a.grad is not None], torch.float64)
 
 
+@in_both_forms
 def test_saving_memory_changes_nothing() -> None:
     plain, fast = pair()
     fast.save_memory()
     compare(plain.train(), fast.train(), images())
 
 
+@in_both_forms
 def test_frozen_equals_eval_mode_and_leaves_the_network_alone() -> None:
     plain, fast = pair()
     fast.train()
@@ -216,6 +237,7 @@ def test_frozen_equals_eval_mode_and_leaves_the_network_alone() -> None:
 
 
 # In float32 a pixel whose gradient is zero but for rounding may step the other way: not to the last digit.
+@in_both_forms
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 5e-3)])
 def test_ten_steps_of_search_have_the_same_losses(dtype: torch.dtype, tolerance: float) -> None:
     """The search's own steps, attacks included: the losses of weights and α, and F, of the plain supernet."""
@@ -234,6 +256,7 @@ def test_ten_steps_of_search_have_the_same_losses(dtype: torch.dtype, tolerance:
     assert traces[1] == pytest.approx(traces[0], rel=tolerance)
 
 
+@in_both_forms
 def test_one_value_per_channel_is_refused_as_by_torch() -> None:
     plain, fast = pair(SearchSpace(cells=1, channels=2, nodes=1))
     for net in (plain, fast):
@@ -267,13 +290,6 @@ def test_depthwise_gradients(k: int, stride: int, dilation: int, height: int, wi
         torch.float64,
         scale=1.0,
     )
-
-
-@pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
-def test_the_way_of_other_devices_is_equal_too(train: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fast_kernels, "on_cpu", lambda x: False)
-    plain, fast = pair()
-    compare(plain.train(train), fast.train(train), images())
 
 
 @pytest.mark.gpu

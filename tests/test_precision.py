@@ -19,9 +19,9 @@ from rnas.data import load
 from rnas.errors import RnasError
 from rnas.frozen import frozen
 from rnas.methods.rnas import Rnas
-from rnas.nets import fast_kernels
 from rnas.nets.derived import DerivedNetwork
 from rnas.nets.fast import FastCell, FastSupernet
+from rnas.nets.fast_kernels import centered
 from rnas.nets.supernet import Supernet, SupernetCell
 from rnas.nets.zoo import build
 from rnas.precision import Precision, full_precision
@@ -76,7 +76,7 @@ def test_the_fast_supernet_is_as_close_to_float32_as_the_plain_one(
 ) -> None:
     """Torch's own autocast of the plain supernet is the measure; in an untrained network gradients are far off."""
     if not cpu:
-        monkeypatch.setattr(fast_kernels, "on_cpu", lambda x: False)
+        monkeypatch.setattr("rnas.nets.fast.on_cpu", lambda x: False)
     x = images(4, 16, torch.float32)
     plain, fast = (net.train(train) for net in pair(dtype=torch.float32))
     expected = passed(plain.forward_cells, plain, x, FP32)
@@ -112,7 +112,7 @@ def test_statistics_are_summed_in_float32() -> None:
     """4096 values near 100: their sum and the sum of their squares need more than bfloat16's eight bits."""
     x = (100 + torch.randn(4, 2, 32, 32)).bfloat16()
     exact = x.double()
-    z, mean, var = fast_kernels.centered(x)
+    z, mean, var = centered(x)
     assert z.dtype == torch.bfloat16
     assert mean.dtype == var.dtype == torch.float32
     assert torch.allclose(mean.double(), exact.mean((0, 2, 3)), rtol=1e-6)

@@ -11,9 +11,7 @@ Under autocast activations, kernels and 1x1 weights are bfloat16 in here; α, sc
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import islice
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,24 +35,8 @@ from rnas.nets.fast_kernels import (
     scaled,
     shifted,
 )
+from rnas.nets.fast_nodes import Convolution, Leaving
 from rnas.precision import pass_dtype
-
-Kind = Literal["separable", "dilated", "reduce", "direct"]
-
-
-class Convolution(NamedTuple):
-    """The shape of one convolutional operation of an edge.
-
-    Its tensors, with 1x1 weights (D,C) and depthwise kernels (C,1,k,k), are for
-    `separable` (depthwise, 1x1, BN, ReLU, depthwise, 1x1, BN): kernel, weight, kernel, weight;
-    `dilated` (dilated depthwise, 1x1, BN): kernel, weight;
-    `reduce` (1x1 of the even and odd pixels side by side, BN): weight (D,2C);
-    `direct` (1x1, BN): weight.
-    Folded, with BN's scale in the weights, the bias follows the weight: of the middle one, in `separable`.
-    """
-
-    kind: Kind
-    stride: int
 
 
 class _Heads:
@@ -144,27 +126,6 @@ class _Normalize(torch.autograd.Function):
 def normalize(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """BN with batch statistics: (B,C,H,W), and the statistics, mean and biased variance (C,)."""
     return _applied(_Normalize, (), [x], (eps,))  # type: ignore[return-value]
-
-
-@dataclass(frozen=True)
-class Leaving:
-    """What leaves a node: on each of its edges the same operations."""
-
-    edges: int
-    shapes: tuple[Convolution, ...]
-    columns: tuple[int, ...]
-    """of α, for `shapes`"""
-    passed: tuple[tuple[int, int], ...]
-    """(which of the node and its pools is passed on as it is, its column of α)"""
-
-    def groups(self, values: Sequence[Any], folded: bool) -> list[list[list[Any]]]:
-        """`values`, one for each tensor: of every edge, of every convolution, as [head kernel, *middle, weight]."""
-        rest = iter(values)
-        counts = [TENSORS[shape.kind] + (folded and shape.kind == "separable") for shape in self.shapes]
-        return [[list(islice(rest, count)) for count in counts] for _ in range(self.edges)]
-
-
-TENSORS = {"separable": 4, "dilated": 2, "reduce": 1, "direct": 1}
 
 
 class _Passed:

@@ -1,9 +1,8 @@
-"""The few kernels that the fast supernet is made of, forward and backward, without autograd.
+"""The few kernels that the fast supernet is made of on a CPU, forward and backward, without autograd.
 
 A CPU keeps activations in channels_last: a 1x1 convolution is then one matrix product over all pixels, and oneDNN has
 fast forward kernels for every depthwise convolution. Its backward kernels are fast only for some shapes (weights: at
-most 3 columns, no dilation; input: no dilation), so the other shapes are brought to these. A GPU keeps torch's own
-layout and torch's own backward kernels.
+most 3 columns, no dilation; input: no dilation), so the other shapes are brought to these.
 
 Activations and weights may be bfloat16, both. What is summed up of them for each channel is float32 then, and so is
 what BN makes of that; where such a vector meets an activation, they are multiplied or added in float32.
@@ -16,29 +15,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def on_cpu(x: Tensor) -> bool:
-    """Whether `x` lies where this file's layout and detours pay."""
-    return x.device.type == "cpu"
-
-
 def arrange(x: Tensor) -> Tensor:
-    """`x` (B,C,H,W) in the memory layout that its device likes."""
-    return x.contiguous(memory_format=torch.channels_last if on_cpu(x) else torch.contiguous_format)
+    """`x` (B,C,H,W) in the memory layout that a CPU likes."""
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """The 1x1 convolution of `x` (B,C,H,W) with `weight` (D,C), plus `bias` (D,): (B,D,H,W)."""
-    if not on_cpu(x):
-        return F.conv2d(x, weight[:, :, None, None], bias)
     return F.linear(x.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
 
 
 def pointwise_add(y: Tensor, x: Tensor, weight: Tensor) -> None:
     """Add `pointwise(x, weight)` to `y`, in place."""
-    if not on_cpu(y):
-        y += pointwise(x, weight)
-    else:
-        rows(y).addmm_(rows(x), weight.t())
+    rows(y).addmm_(rows(x), weight.t())
 
 
 def pointwise_centered(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -52,15 +41,11 @@ def pointwise_centered(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tenso
 
 def pointwise_input_grad(grad: Tensor, weight: Tensor) -> Tensor:
     """The gradient of `pointwise` for its input, from that of its output (B,D,H,W)."""
-    if not on_cpu(grad):
-        return F.conv2d(grad, weight.t()[:, :, None, None])
     return torch.matmul(grad.permute(0, 2, 3, 1), weight).permute(0, 3, 1, 2)
 
 
 def pointwise_weight_grad(x: Tensor, grad: Tensor) -> Tensor:
     """The gradient of `pointwise` for its weight (D,C), from its input and the gradient of its output."""
-    if not on_cpu(x):
-        return torch.einsum("bdhw,bchw->dc", grad, x)
     return rows(grad).t() @ rows(x)
 
 
@@ -77,7 +62,7 @@ def depthwise(x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
 
 def depthwise_input_grad(x: Tensor, weight: Tensor, grad: Tensor, stride: int, dilation: int) -> Tensor:
     """The gradient of `depthwise` for `x`. With stride 1 it is a forward convolution with the flipped kernel."""
-    if on_cpu(x) and stride == 1:
+    if stride == 1:
         return depthwise(grad, weight.flip(2, 3), 1, dilation)
     padding = dilation * (weight.shape[2] // 2)
     return _backward(x, weight, grad, stride, (padding, padding), dilation, of_input=True)
@@ -95,8 +80,6 @@ def depthwise_weight_grad(
     k = weight.shape[2]
     padding = dilation * (k // 2)
     kept = {} if kept is None else kept
-    if not on_cpu(x):
-        return _backward(x, weight, grad, stride, (padding, padding), dilation, of_input=False)
     if dilation == 2 and stride == 1:  # the four images of every other pixel do not meet: a plain convolution of each
         if ("phases",) not in kept:
             kept["phases",] = _phases(x)
@@ -183,7 +166,7 @@ def per_filter(v: Tensor) -> Tensor:
 
 def inner(a: Tensor, b: Tensor) -> Tensor:
     """The sum of the products of two tensors (B,C,H,W): a scalar, float32 or float64."""
-    if not on_cpu(a) or a.dtype == torch.bfloat16:
+    if a.dtype == torch.bfloat16:
         return channel_sum(a * b).sum()
     return torch.dot(rows(a).reshape(-1), rows(b).reshape(-1))
 
@@ -206,14 +189,14 @@ def centered(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def avg_pool(x: Tensor, stride: int) -> Tensor:
     """3x3 average pooling that counts no padding: (B,C,H,W) to (B,C,⌈H/stride⌉,⌈W/stride⌉)."""
-    if not on_cpu(x):
-        return F.avg_pool2d(x, 3, stride, 1, count_include_pad=False)
     total = depthwise(x, x.new_ones(x.shape[1], 1, 3, 3), stride, 1)
     count = F.conv2d(x.new_ones(1, 1, *x.shape[2:]), x.new_ones(1, 1, 3, 3), None, stride, 1)
     return total / count
 
 
 def arranged_for(net: nn.Module, x: Tensor) -> Tensor:
-    """`x` (B,C,H,W) in the layout that `net` trains fastest in: with depthwise convolutions, `arrange`'s."""
+    """`x` (B,C,H,W) in the layout that `net` trains fastest in: with depthwise convolutions on a CPU, `arrange`'s."""
+    if x.device.type != "cpu":
+        return x
     has_depthwise = any(isinstance(m, nn.Conv2d) and m.groups > 1 for m in net.modules())
     return arrange(x) if has_depthwise else x

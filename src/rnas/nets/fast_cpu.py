@@ -1,0 +1,139 @@
+"""The fast supernet on a CPU: operation by operation, so that what one leaves behind is used while it is in the cache.
+
+All that leaves a node is one function with a lean backward (`fast_functions`), on kernels that are fast in both
+directions (`fast_kernels`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rnas.nets.fast_functions import mix, mix_folded, normalize
+from rnas.nets.fast_kernels import avg_pool
+from rnas.nets.fast_nodes import Convolving, Leaving, Rule, Source, TrainRule, follow
+from rnas.ops import FactorizedReduce
+from rnas.precision import pass_dtype
+
+
+def _tensors(operation: Convolving) -> list[Tensor]:
+    """Kernels and 1x1 weights, as `Convolution` lists them."""
+    if isinstance(operation.module, FactorizedReduce):
+        even, odd = (conv.weight.flatten(1) for conv in operation.convs)
+        return [torch.block_diag(even, odd)]  # type: ignore[no-untyped-call]
+    return [conv.weight if conv.groups > 1 else conv.weight.flatten(1) for conv in operation.convs]
+
+
+def _folded(operation: Convolving, alpha: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
+    """The same with BN's scales and `alpha` in the 1x1 weights and the middle BN's shift; and the last one's."""
+    tensors = _tensors(operation)
+    scale, shift = scale_and_shift(operation.bns[-1])
+    if alpha is not None:
+        scale, shift = scale * alpha, shift * alpha
+    tensors[-1] = tensors[-1] * scale[:, None]
+    if operation.shape.kind == "separable":
+        middle_scale, middle_shift = scale_and_shift(operation.bns[0])
+        tensors[1:2] = [tensors[1] * middle_scale[:, None], middle_shift]
+    # A kernel is the parameter itself: constant too, where nothing is to be differentiated.
+    return (tensors if torch.is_grad_enabled() else [t.detach() for t in tensors]), shift
+
+
+def scale_and_shift(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """BN with running statistics as x · scale + shift, each (C,)."""
+    scale = (cast(Tensor, bn.running_var) + bn.eps).rsqrt()
+    scale = scale if bn.weight is None else scale * bn.weight
+    shift = -cast(Tensor, bn.running_mean) * scale
+    return scale, shift if bn.bias is None else shift + bn.bias
+
+
+def _pools(source: Source, x: Tensor) -> list[Tensor]:
+    """The pools of node `x`, without their BN."""
+    return [
+        F.max_pool2d(x, 3, source.stride, 1) if name.startswith("max") else avg_pool(x, source.stride)
+        for name in source.pool_names
+    ]
+
+
+class BatchStatistics(TrainRule):
+    """BN as in train mode."""
+
+    def __init__(self, entrances: Sequence[Convolving], sources: Sequence[Source], weights: Tensor):
+        self.rows = weights.unbind()
+        self._seen: list[tuple[nn.BatchNorm2d, Tensor, Tensor, float]] = []
+
+    def _see(self, bns: Sequence[nn.BatchNorm2d], statistics: Sequence[tuple[Tensor, Tensor]], out: Tensor) -> None:
+        n = out.numel() // out.shape[1]
+        self._seen += [(bn, mean, var, n / (n - 1)) for bn, (mean, var) in zip(bns, statistics, strict=True)]
+
+    def enter(self, x: Tensor, entrance: Convolving) -> Tensor:
+        plan = Leaving(1, (entrance.shape,), (0,), ())
+        (out,), statistics = mix(plan, x.new_ones(1, 1), [x], _tensors(entrance), entrance.bns[0].eps)
+        self._see(entrance.bns, statistics, out)
+        return out
+
+    def leave(self, x: Tensor, source: Source) -> Sequence[Tensor]:
+        nodes = [x]
+        for pool, bns in zip(_pools(source, x), source.pool_bns, strict=True):
+            out, mean, var = normalize(pool, bns[0].eps)
+            self._see(bns, [(mean, var)] * len(bns), out)
+            nodes.append(out)
+        operations = [o for edge in source.operations for o in edge]
+        tensors = [t for o in operations for t in _tensors(o)]
+        bns = [bn for o in operations for bn in o.bns]
+        eps = bns[0].eps if bns else 0.0
+        weights = torch.stack([self.rows[row] for row in source.rows])
+        outputs, statistics = mix(source.plan, weights, nodes, tensors, eps)
+        self._see(bns, statistics, outputs[0])
+        return outputs
+
+    def update(self) -> None:
+        follow(self._seen)
+
+
+class Folded(Rule):
+    """BN as in eval mode, folded with α into the 1x1 convolutions. Holds while weights, α and buffers stay."""
+
+    def __init__(self, entrances: Sequence[Convolving], sources: Sequence[Source], weights: Tensor):
+        alpha = [row.unbind() for row in weights.unbind()]
+        dtype = pass_dtype(weights)  # once for all the passes of an attack
+        self._entrances = {id(e): _converted(*_folded(e), dtype) for e in entrances}
+        self._sources = {id(s): _folded_source(s, [alpha[row] for row in s.rows], dtype) for s in sources}
+
+    def enter(self, x: Tensor, entrance: Convolving) -> Tensor:
+        tensors, bias = self._entrances[id(entrance)]
+        return mix_folded(Leaving(1, (entrance.shape,), (0,), ()), [x], [bias], tensors)[0]
+
+    def leave(self, x: Tensor, source: Source) -> Sequence[Tensor]:
+        return mix_folded(source.plan, [x, *_pools(source, x)], *self._sources[id(source)])
+
+
+def _converted(tensors: list[Tensor], bias: Tensor, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
+    return [t.to(dtype) for t in tensors], bias.to(dtype)
+
+
+def _folded_source(
+    source: Source, alpha: Sequence[Sequence[Tensor]], dtype: torch.dtype
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The affine constants and the tensors of `mix_folded`; `alpha`: the row of each edge."""
+    affine: list[Tensor] = []
+    tensors: list[Tensor] = []
+    for edge, row in enumerate(alpha):
+        bias = row[0].new_zeros(1)
+        scales = []
+        for operation, column in zip(source.operations[edge], source.plan.columns, strict=True):
+            own, shift = _folded(operation, row[column])
+            tensors += own
+            bias = bias + shift
+        for which, column in source.plan.passed:
+            if which == 0:
+                scales.append(row[column].view(1, 1, 1))
+            else:
+                scale, shift = scale_and_shift(source.pool_bns[which - 1][edge])
+                scales.append((scale * row[column]).view(-1, 1, 1))
+                bias = bias + shift * row[column]
+        affine += [bias.to(dtype), *scales]
+    return affine, [t.to(dtype) for t in tensors]
