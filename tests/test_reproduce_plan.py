@@ -10,7 +10,7 @@ import torch
 
 from rnas import settings
 from rnas.attacks.evaluation import NAMES
-from rnas.cost import AUTOATTACK, FORWARD, Facts, Speed, measure, passes
+from rnas.cost import FORWARD, Facts, Speed, measure, passes, survivors
 from rnas.errors import RnasError
 from rnas.reproduce import cost, describe
 from rnas.reproduce import plan as planning
@@ -187,7 +187,7 @@ def test_costs_are_passes_times_their_measured_time(monkeypatch: pytest.MonkeyPa
         images = 8 * 5000  # epochs, 500 images of each of 10 classes
         assert costs.seconds(step) == pytest.approx(images * (0.002 + (0 if step.standard else 7 * 0.001)))
     for evaluation in evaluations(plan):
-        spent = FORWARD + (1 if evaluation.attacks == ("fgsm",) else 1 + 20 + 100 + 100 + AUTOATTACK)
+        spent = FORWARD + (1 if evaluation.attacks == ("fgsm",) else 1 + 20 + 100 + 100 + passes("aa", 0.25))
         assert costs.seconds(evaluation) == pytest.approx(256 * 0.001 * spent)
     assert len(measured) == 1
     assert len(Costs(plan).speeds) == 1  # from the file
@@ -218,6 +218,17 @@ def test_measured_speeds_are_positive_and_leave_the_weights() -> None:
     assert speed.gradient > 0
     assert speed.weights > 0
     assert torch.equal(net[1].weight, before)
+
+
+def test_weaker_networks_leave_autoattack_less_to_do() -> None:
+    paper, hour, smoke = (Train("RNAS-L", epochs=epochs, out=Path()) for epochs in (600, 8, 2))
+    clean = replace(paper, standard=True)
+    shares = [survivors(training) for training in (clean, smoke, hour, paper)]
+    assert shares == sorted(shares)
+    assert shares[-1] == pytest.approx(0.5, abs=0.01)
+    spent = [passes("aa", share) for share in shares]
+    assert spent == sorted(spent)
+    assert spent[0] > passes("apgd-ce"), "its first part attacks every image"
 
 
 def test_passes_of_attacks() -> None:

@@ -261,7 +261,8 @@ class _Fitter:
 
     def _attacking(self, choice: Choice) -> float:
         budget = self.plan(choice)
-        return len(budget.trainings) * evaluate_seconds(budget.evaluate, self.about, self.network)
+        trainings = budget.trainings.values()
+        return sum(evaluate_seconds(budget.evaluate, t, self.about, self.network) for t in trainings)
 
 
 def _most(numbers: range, fits: Callable[[int], bool]) -> int:

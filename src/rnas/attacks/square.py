@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor
@@ -39,6 +40,8 @@ class Square:
     seed: int | None = None
     rows: int | None = None
     """Most images in one pass while few are left; by default 64 on a CPU (`batching.row_limit`)."""
+
+    black_box: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_threat(self.eps, self.norm)

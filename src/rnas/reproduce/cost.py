@@ -62,7 +62,7 @@ class Costs:
                 return train_seconds(step, self.facts(step.source), self._speed(step))
             case Evaluate(run=run):
                 trained = self._training(run)
-                return evaluate_seconds(step, self.facts(trained.source), self._speed(trained))
+                return evaluate_seconds(step, trained, self.facts(trained.source), self._speed(trained))
             case Distortion(networks=(run,)):
                 trained = self._training(Path(run))
                 n = min(step.limit, self.facts(trained.source).test)
