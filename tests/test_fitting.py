@@ -22,6 +22,7 @@ from rnas.cost import Speed
 from rnas.data import Dataset, Split
 from rnas.errors import RnasError
 from rnas.fitting import choose, describe, fit, keep
+from rnas.precision import Precision
 from rnas.settings import Run, Source
 
 QUIET = Console(quiet=True)
@@ -140,6 +141,18 @@ def test_options_win_over_the_choice(tmp_path: Path, machine: Machine) -> None:
     assert (budget.train.epochs, budget.search.epochs, budget.search.space.channels) == (3, 2, 4)
     assert (budget.evaluate.limit, budget.evaluate.attacks) == (10, ("cw-l2", "square"))
     assert choice.seconds < 60 * 20
+
+
+def test_the_passes_that_are_timed_are_those_of_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    timed = []
+
+    def measure(net: torch.nn.Module, about: object, batch: int, device: object, precision: Precision) -> Speed:
+        timed.append((type(net).__name__, precision.name))
+        return Speed(1e-4, 4e-4)
+
+    monkeypatch.setattr(fitting, "measure", measure)
+    fit(own(tmp_path, precision="bf16", save_memory=True), images(), QUIET)
+    assert set(timed) == {("FastSupernet", "bf16"), ("DerivedNetwork", "bf16")}
 
 
 def test_the_training_attack_reaches_its_radius_in_three_steps(tmp_path: Path, machine: Machine) -> None:

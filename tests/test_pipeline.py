@@ -43,6 +43,10 @@ def test_budgets() -> None:
     own = Source(data="own/")
     assert plan(Run(source=own, budget="small", channels=12), 500).train.channels == 12
     assert plan(Run(source=own, budget="small"), 80).search.batch_size == 40, "a budget's batch fits small data"
+    for budget in ("demo", "small", "paper"):
+        lean = plan(Run(source=own, budget=budget, precision="bf16", save_memory=True), 500)
+        for job in (lean.search, *lean.trainings.values()):
+            assert (job.precision, job.save_memory) == ("bf16", True)
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,7 @@ def plan(settings: Run, images: int, fitted: Changes | None = None) -> Budget:
 
     out, attack = settings.out, Perturbation(eps=settings.eps)
     shared: dict[str, Any] = {"seed": settings.seed, "device": settings.device, "resume": True}
+    passes: dict[str, Any] = {"precision": settings.precision, "save_memory": settings.save_memory}
     return Budget(
         Search(
             out=out / "search",
@@ -115,6 +116,7 @@ def plan(settings: Run, images: int, fitted: Changes | None = None) -> Budget:
             space=SearchSpace(**changes["space"]),
             perturbation=replace(attack, **changes["attack"]),
             **shared,
+            **passes,
             **changes["search"],
         ),
         Train(
@@ -123,6 +125,7 @@ def plan(settings: Run, images: int, fitted: Changes | None = None) -> Budget:
             source=settings.source,
             perturbation=replace(attack, **changes.get("train-attack", {})),
             **shared,
+            **passes,
             **changes["train"],
         ),
         Evaluate(run=out / "train", eps=settings.eps, **shared, **changes["evaluate"]),

@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -14,8 +15,9 @@ from rnas.attacks import PGD
 from rnas.errors import RnasError
 from rnas.frozen import frozen
 from rnas.methods.projection import ROUND
+from rnas.precision import Precision
 from rnas.settings import Evaluate, Search, Train
-from rnas.steps import weight_step
+from rnas.steps import FP32, weight_step
 
 FORWARD = 1 / 3
 """Cost of a forward pass in gradient passes: a backward pass costs about two."""
@@ -51,7 +53,7 @@ class Facts:
     image_size: tuple[int, int]
 
 
-def measure(net: nn.Module, about: Facts, batch: int, device: torch.device) -> Speed:
+def measure(net: nn.Module, about: Facts, batch: int, device: torch.device, precision: Precision = FP32) -> Speed:
     """Time one gradient pass and one training step of `net` on `batch` random images.
 
     Each is done twice, and the second counts: the first prepares kernels and memory for a batch of this size.
@@ -62,9 +64,10 @@ def measure(net: nn.Module, about: Facts, batch: int, device: torch.device) -> S
     optimizer = torch.optim.SGD(parameters, lr=0.0)
     x = torch.rand(batch, 3, *about.image_size, device=device, generator=torch.Generator(device).manual_seed(0))
     y = torch.arange(batch, device=device) % about.classes
-    with frozen(net) as fixed:
-        gradient = _second_time(lambda: attack.perturb(fixed, x, y), device)
-    weights = _second_time(lambda: weight_step(net, parameters, optimizer, None, x, y, clip=5.0), device)
+    with precision.autocast(device), frozen(net) as fixed:
+        gradient = _second_time(lambda: attack.perturb(precision.of(fixed), x, y), device)
+    step = partial(weight_step, net, parameters, optimizer, None, x, y, clip=5.0, precision=precision)
+    weights = _second_time(step, device)
     return Speed(gradient / batch, weights / batch)
 
 

@@ -16,9 +16,10 @@ from rnas.data import Dataset
 from rnas.errors import RnasError
 from rnas.files import read_json, write_json
 from rnas.nets import zoo
+from rnas.nets.derived import DerivedNetwork
 from rnas.nets.fast import FastSupernet
 from rnas.settings import Run
-from rnas.steps import choose_device, reseed
+from rnas.steps import choose_device, choose_precision, reseed
 
 FITTED = "budget.json"
 """What was chosen, in the run's folder: timings differ from call to call, and a resumed run must stay the same run."""
@@ -186,7 +187,11 @@ def speeds(budget: Budget, seen: Facts, about: Facts, device: torch.device) -> t
         reseed(0)
         supernet = FastSupernet(budget.search.space, about.classes, zoo.MEAN, zoo.STD)
         network = zoo.build("RNAS-L", about.classes, image_size=about.image_size, **options)
-    return measure(supernet, seen, batch, device), measure(network, about, batch, device)
+    supernet.save_memory(budget.search.save_memory)
+    assert isinstance(network, DerivedNetwork)
+    network.save_memory(train.save_memory)
+    precision = choose_precision(train.precision)
+    return measure(supernet, seen, batch, device, precision), measure(network, about, batch, device, precision)
 
 
 class _Fitter:

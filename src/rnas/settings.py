@@ -412,6 +412,10 @@ class Run:
     eps: Size | None = None
     seed: int = 0
     device: Device = "auto"
+    precision: Precision = "auto"
+    """Number format of search and training: float32 (auto, fp32), or bfloat16 by autocast, for GPUs."""
+    save_memory: bool = False
+    """Search and train in less memory and more time."""
     resume: bool = False
     """Continue the run in this folder (or start it, if there is none)."""
 

@@ -129,9 +129,8 @@ class Running:
     def add(self, loss: Tensor, logits: Tensor, y: Tensor) -> None:
         """Count one batch: its mean loss, its logits (B,classes) and labels (B,)."""
         correct = (logits.detach().argmax(1) == y).sum()
-        self.sums += torch.stack(
-            [loss.detach().double() * len(y), correct.double(), correct.new_tensor(len(y)).double()]
-        )
+        images = torch.full_like(self.sums[0], len(y))
+        self.sums += torch.stack([loss.detach() * images, correct.double(), images])
 
     @property
     def loss(self) -> float:
