@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 import PIL
 import torch
-from benchmarks.timing import interleaved, machine, median
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.timing import interleaved, machine, median
 from rnas.attacks import PGD
 from rnas.data import Split, batches, images
 from rnas.nets.zoo import build

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.search_step import PASSES, VARIANTS, Steps
-from benchmarks.timing import save
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.projected import search_seconds
+from benchmarks.search_step import PASSES, VARIANTS, Steps
+from benchmarks.timing import save
 from rnas.precision import Precision
 
 NONE = ("aten.empty", "aten.new_empty", "aten.detach", "aten._unsafe_view")
@@ -61,7 +62,9 @@ def main(arguments: list[str] | None = None) -> None:
     for step, of in counts.items():
         share = of["fast"] / of["published"]
         print(f"{step:12}" + "".join(f"{of[variant]:12,}" for variant in VARIANTS) + f"{share:16.2f}")
-    save(options.json, {"device": "meta", "torch": torch.__version__, "kernels": counts})
+    search = {v: round(search_seconds({step: of[v] for step, of in counts.items()}, 128)) for v in VARIANTS}
+    print("the paper's search at batch 128: " + ", ".join(f"{v} {n / 1e9:.2f} billion" for v, n in search.items()))
+    save(options.json, {"device": "meta", "torch": torch.__version__, "kernels": counts, "papers_search": search})
 
 
 if __name__ == "__main__":

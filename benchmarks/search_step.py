@@ -29,6 +29,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from benchmarks.projected import duration, search_seconds
 from benchmarks.timing import (
     add_options,
@@ -45,8 +47,6 @@ from benchmarks.timing import (
     settle,
     times,
 )
-from torch import Tensor, nn
-
 from rnas.attacks.norms import project, steepest
 from rnas.frozen import unfolded
 from rnas.nets.count import macs

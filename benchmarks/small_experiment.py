@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from benchmarks.timing import machine, save
 from torch import nn
 
 import rnas
+from benchmarks.timing import machine, save
 from rnas import data as images
 from rnas.console import Console
 from rnas.data import Dataset

@@ -20,6 +20,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from benchmarks.projected import duration, training_seconds
 from benchmarks.timing import (
     add_options,
@@ -33,8 +35,6 @@ from benchmarks.timing import (
     settle,
     times,
 )
-from torch import Tensor, nn
-
 from rnas.attacks import PGD
 from rnas.attacks.norms import project, random_point, steepest
 from rnas.frozen import Model, unfolded
