@@ -1,0 +1,76 @@
+"""On a GPU: the whole pipeline, attacks that agree with the CPU's, and steps that never make the host wait."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import rnas
+from rnas.attacks import PGD
+from rnas.cli import main
+from rnas.data import load
+from rnas.methods.rnas import Rnas
+from rnas.nets.fast import FastSupernet
+from rnas.settings import Search, SearchSpace
+from rnas.steps import Running, weight_step
+
+pytestmark = pytest.mark.gpu
+SMALL = (
+    "run --device cuda --channels 4 --cells 2 --search-epochs 2 --train-epochs 1 --batch-size 32 --limit 40 "
+    "--limit-per-class 8 --attacks fgsm pgd2"
+).split()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_whole_pipeline(precision: str, tmp_path: Path) -> None:
+    main([*SMALL, "--precision", precision, "--out", str(tmp_path)])
+    for name in ("model.onnx", "report.html", "search/alphas.npz", "train/masks.npz"):
+        assert (tmp_path / name).exists(), name
+    assert set(json.loads((tmp_path / "train" / "evaluation.json").read_text())["attacks"]) == {"fgsm", "pgd2"}
+    (tmp_path / "search" / "genotype.json").unlink()  # as if killed before the end: go on from the last checkpoint
+    main([*SMALL, "--precision", precision, "--out", str(tmp_path), "--resume"])
+    assert (tmp_path / "search" / "genotype.json").exists()
+
+
+def test_an_evaluation_agrees_with_the_cpu() -> None:
+    """Every image has a random stream of its own, on every device: what differs is rounding."""
+    digits = load("digits")
+    model = rnas.build("RNAS-L", classes=10, cells=3, channels=4, image_size=(16, 16)).eval()
+    x, y = digits.test.images[:64].float() / 255, digits.test.labels[:64]
+    attacks = ["fgsm", "pgd20", "cw", "apgd-ce", "apgd-t", "fab-t", "square"]
+    results = [
+        rnas.evaluate(model.to(device), x.to(device), y.to(device), attacks=attacks, eps=2 / 255, seed=0)
+        for device in ("cpu", "cuda")
+    ]
+    for name in ("clean", *attacks):
+        assert (results[0].masks[name] != results[1].masks[name]).sum() <= 2, name
+
+
+@pytest.mark.parametrize("save_memory", [False, True])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_no_step_of_a_search_makes_the_host_wait(precision: str, save_memory: bool) -> None:
+    net = FastSupernet(SearchSpace(cells=3, channels=4, nodes=2), 10).cuda()
+    net.save_memory(save_memory)
+    method = Rnas(net, PGD(), Search(out=Path(), precision=precision))  # type: ignore[arg-type]
+    optimizer = torch.optim.SGD(net.thetas, 0.01, momentum=0.9)
+    x, y = torch.rand(8, 3, 16, 16, device="cuda"), torch.arange(8, device="cuda")
+    running = Running(x.device)
+
+    def steps() -> None:
+        loss, logits = weight_step(
+            net, net.thetas, optimizer, method.attack, x, y, clip=5.0, precision=method.precision
+        )
+        running.add(loss, logits, y)
+        running.add(*method.arch_step(x, y), y)
+        torch.autograd.grad(method.vulnerability(x, x, method.precision), net.alphas)
+
+    steps()  # prepares kernels and optimisers
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        steps()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.isfinite(running.sums).all()
