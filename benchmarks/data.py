@@ -106,7 +106,7 @@ def operations(split: Split, batch_size: int, device: str) -> dict[str, int]:
     drawn = batches(split, batch_size, seed=0, augment=True, device=device)
     next(drawn)  # the epoch's draws
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device == "cuda")
-    with profile(activities=activities) as profiled:
+    with profile(activities=activities, acc_events=True) as profiled:
         next(drawn)
         if device == "cuda":
             torch.cuda.synchronize()

@@ -141,7 +141,7 @@ def calls(split: Split, batch_size: int) -> list[str]:
     """What drawing one augmented batch calls of torch."""
     drawn = batches(split, batch_size, seed=0, augment=True)
     next(drawn)  # the epoch's draws
-    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+    with profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiled:
         next(drawn)
     return [event.name for event in profiled.events() or []]
 
