@@ -4,7 +4,8 @@
 
 Torch's `meta` device takes the same way through the code as a GPU and computes nothing: what is counted are the
 operations that a GPU would have to launch, those of views and allocations left out, at the paper's supernet. A
-convolution's backward pass counts as one. Variants and steps are those of `benchmarks.search_step`.
+convolution's backward pass counts as one; folding is spread over the 7 steps of an attack. Variants and steps are those
+of `benchmarks.search_step`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.projected import search_seconds
-from benchmarks.search_step import PASSES, VARIANTS, Steps
+from benchmarks.search_step import ATTACK_STEPS, PASSES, VARIANTS, Steps
 from benchmarks.timing import save
 from rnas.precision import Precision
 
@@ -50,7 +51,9 @@ def kernels(run: Callable[[], object]) -> int:
 def count() -> dict[str, dict[str, int]]:
     """Kernels of each step of each variant; the number of images does not matter."""
     steps = {variant: Steps(variant, 2, "meta", Precision()) for variant in VARIANTS}
-    return {step: {v: kernels(s.prepare(step)) for v, s in steps.items()} for step in PASSES}
+    counts = {step: {v: kernels(s.prepare(step)) for v, s in steps.items()} for step in PASSES}
+    counts["pgd"]["fast"] += round(kernels(steps["fast"].fold) / ATTACK_STEPS)
+    return counts
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -17,3 +17,10 @@ def _seeded() -> None:
 def _on_a_gpu(request: pytest.FixtureRequest) -> None:
     if request.node.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("there is no GPU here")
+
+
+@pytest.fixture(params=["as on a CPU", "as on a GPU"])
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test runs in both forms of the fast supernet, here on a CPU."""
+    if request.param == "as on a GPU":
+        monkeypatch.setattr("rnas.nets.fast.on_cpu", lambda x: False)

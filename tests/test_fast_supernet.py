@@ -19,6 +19,7 @@ from rnas.methods.rnas import Rnas
 from rnas.nets.fast import FastCell, FastSupernet
 from rnas.nets.fast_kernels import depthwise, depthwise_input_grad, depthwise_weight_grad
 from rnas.nets.supernet import Supernet, SupernetCell
+from rnas.precision import full_precision
 from rnas.settings import Search, SearchSpace
 from rnas.steps import craft, weight_step
 from rnas.vulnerability import network_vulnerability
@@ -58,13 +59,6 @@ def pair(
     return plain, fast
 
 
-@pytest.fixture(params=["as on a CPU", "as on a GPU"])
-def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The test runs in both forms of the fast supernet, here on a CPU."""
-    if request.param == "as on a GPU":
-        monkeypatch.setattr("rnas.nets.fast.on_cpu", lambda x: False)
-
-
 in_both_forms = pytest.mark.usefixtures("form")
 
 
@@ -77,7 +71,9 @@ def everything(net: Supernet, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
     x = x.clone().requires_grad_()
     logits, cells = net.forward_cells(x)
     generator = torch.Generator().manual_seed(2)
-    loss = sum((out * torch.randn(out.shape, generator=generator, dtype=out.dtype)).mean() for out in (logits, *cells))
+    loss = torch.zeros((), device=x.device)
+    for out in (logits, *cells):
+        loss = loss + (out * torch.randn(out.shape, generator=generator, dtype=out.dtype).to(x.device)).mean()
     gradients = torch.autograd.grad(loss, [x, *net.parameters()], allow_unused=True, materialize_grads=True)
     return [logits.detach(), *(c.detach() for c in cells), *(b.clone() for b in net.buffers())], list(gradients)
 
@@ -138,6 +134,7 @@ def test_every_cell_and_operation(column: int | None, reduction: bool, after_red
     operations=st.lists(st.sampled_from(OPERATIONS), min_size=1, max_size=3, unique=True).filter(
         lambda o: o != ["none"]
     ),
+    channels=st.integers(1, 3),
     nodes=st.integers(1, 3),
     cells=st.integers(1, 4),
     batch=st.integers(2, 5),
@@ -146,9 +143,9 @@ def test_every_cell_and_operation(column: int | None, reduction: bool, after_red
     as_on_gpu=st.booleans(),
 )
 def test_any_space(
-    operations: list[str], nodes: int, cells: int, batch: int, size: int, train: bool, as_on_gpu: bool
+    operations: list[str], channels: int, nodes: int, cells: int, batch: int, size: int, train: bool, as_on_gpu: bool
 ) -> None:
-    space = SearchSpace(cells=cells, channels=2, nodes=nodes, operations=tuple(operations))
+    space = SearchSpace(cells=cells, channels=channels, nodes=nodes, operations=tuple(operations))
     plain, fast = pair(space)
     with pytest.MonkeyPatch.context() as monkeypatch:
         if as_on_gpu:
@@ -173,6 +170,7 @@ def test_one_seed_gives_both_the_same_start_and_state_dicts_are_interchangeable(
     assert plain.genotype() == fast.genotype()
 
 
+@in_both_forms
 def test_a_copy_has_weights_of_its_own() -> None:
     _, fast = pair()
     twin = copy.deepcopy(fast).eval()
@@ -293,7 +291,18 @@ def test_depthwise_gradients(k: int, stride: int, dilation: int, height: int, wi
 
 
 @pytest.mark.gpu
-def test_on_a_gpu() -> None:
-    plain, fast = (net.cuda() for net in pair())
-    compare(plain.train(), fast.train(), images().cuda())
-    compare(plain.eval(), fast.eval(), images().cuda())
+@pytest.mark.parametrize("save_memory", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+def test_on_a_gpu(dtype: torch.dtype, save_memory: bool) -> None:
+    plain, fast = (net.cuda() for net in pair(dtype=dtype))
+    fast.save_memory(save_memory)
+    with full_precision():
+        compare(plain.train(), fast.train(), images(dtype=dtype).cuda())
+        compare(plain.eval(), fast.eval(), images(dtype=dtype).cuda())
+
+
+def test_the_comparison_itself_runs_off_the_cpu() -> None:
+    """Or else the test on a GPU would fail there, where nobody is looking."""
+    for net in pair():
+        values, gradients = everything(net.to("meta"), images().to("meta"))
+        assert {t.device.type for t in (*values, *gradients)} == {"meta"}

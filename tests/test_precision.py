@@ -18,6 +18,7 @@ from rnas.attacks import PGD
 from rnas.data import load
 from rnas.errors import RnasError
 from rnas.frozen import frozen
+from rnas.genotype import OPERATIONS
 from rnas.methods.rnas import Rnas
 from rnas.nets.derived import DerivedNetwork
 from rnas.nets.fast import FastCell, FastSupernet
@@ -30,7 +31,7 @@ from rnas.settings import Perturbation, Search, SearchSpace, Source
 from rnas.steps import craft, weight_step
 from rnas.train import fit, train
 from rnas.vulnerability import network_vulnerability
-from test_fast_supernet import images, pair
+from test_fast_supernet import images, in_both_forms, pair
 from test_search import SMALL as SMALL_SEARCH
 from test_search import assert_same_run
 from test_train import SMALL as SMALL_TRAIN
@@ -69,14 +70,10 @@ def passed(
     return [out.detach() for out in outputs], [b.clone() for b in net.buffers()], list(gradients)
 
 
-@pytest.mark.parametrize("cpu", [True, False], ids=["cpu", "other"])
+@in_both_forms
 @pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
-def test_the_fast_supernet_is_as_close_to_float32_as_the_plain_one(
-    train: bool, cpu: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_fast_supernet_is_as_close_to_float32_as_the_plain_one(train: bool) -> None:
     """Torch's own autocast of the plain supernet is the measure; in an untrained network gradients are far off."""
-    if not cpu:
-        monkeypatch.setattr("rnas.nets.fast.on_cpu", lambda x: False)
     x = images(4, 16, torch.float32)
     plain, fast = (net.train(train) for net in pair(dtype=torch.float32))
     expected = passed(plain.forward_cells, plain, x, FP32)
@@ -90,11 +87,17 @@ def test_the_fast_supernet_is_as_close_to_float32_as_the_plain_one(
     assert all(g.dtype == torch.float32 for g in ours[2])
 
 
+@in_both_forms
+@pytest.mark.parametrize(
+    "operations",
+    [OPERATIONS, ("none", "max_pool_3x3"), ("none", "skip_connect")],
+    ids=["all", "pool", "skip"],
+)
 @pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("reduction", [False, True], ids=["normal", "reduction"])
-def test_one_cell_in_bfloat16(reduction: bool, train: bool) -> None:
+def test_one_cell_in_bfloat16(reduction: bool, train: bool, operations: tuple[str, ...]) -> None:
     """Where no depth magnifies the rounding: outputs to half a per cent, running statistics to a thousandth."""
-    space = SearchSpace(nodes=1)
+    space = SearchSpace(nodes=1, operations=operations)
     torch.manual_seed(3)
     plain = SupernetCell(space, 6, 8, 8, reduction, False).train(train)
     fast = FastCell(space, 6, 8, 8, reduction, False).train(train)
@@ -104,7 +107,7 @@ def test_one_cell_in_bfloat16(reduction: bool, train: bool) -> None:
     results = []
     for cell, precision in ((plain, FP32), (fast, BF16)):
         results.append(passed(lambda x, cell=cell: (cell(x[:, :6], x[:, 6:], weights), []), cell, x, precision))
-    for expected, ours, tolerance in zip(*results, (0.01, 1e-3, 0.08), strict=True):
+    for expected, ours, tolerance in zip(*results, (0.01, 1e-3, 0.12), strict=True):
         assert off(expected, ours) < tolerance
 
 

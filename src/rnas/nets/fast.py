@@ -22,6 +22,7 @@ from rnas.nets.fast_cpu import scale_and_shift
 from rnas.nets.fast_kernels import arrange
 from rnas.nets.fast_nodes import Convolving, Rule, Source, TrainRule
 from rnas.nets.supernet import MixedOperation, Supernet, SupernetCell
+from rnas.precision import pass_dtype
 from rnas.settings import SearchSpace
 
 
@@ -123,8 +124,9 @@ class FastSupernet(Supernet):
         rules = [cell.fold(reduce if cell.reduction else normal) for cell in cells]
         conv, bn = cast(nn.Conv2d, self.stem[0]), cast(nn.BatchNorm2d, self.stem[1])
         scale, shift = scale_and_shift(bn)
-        stem = conv.weight * scale[:, None, None, None]
-        weight, bias = self.classifier.weight.detach(), self.classifier.bias.detach()
+        dtype = pass_dtype(shift)
+        stem, shift = (conv.weight * scale[:, None, None, None]).to(dtype), shift.to(dtype)
+        weight, bias = (p.detach().to(dtype) for p in (self.classifier.weight, self.classifier.bias))
 
         def view(x: Tensor) -> Tensor:
             s0 = s1 = F.conv2d(self.normalize(arrange(x) if on_cpu(x) else x), stem, shift, conv.stride, conv.padding)

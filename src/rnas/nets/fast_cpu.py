@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from rnas.nets.fast_functions import mix, mix_folded, normalize
 from rnas.nets.fast_kernels import avg_pool
-from rnas.nets.fast_nodes import Convolving, Leaving, Rule, Source, TrainRule, follow
+from rnas.nets.fast_nodes import Convolving, Leaving, Rule, Source, TrainRule, follow, is_pointwise
 from rnas.ops import FactorizedReduce
 from rnas.precision import pass_dtype
 
@@ -25,7 +25,7 @@ def _tensors(operation: Convolving) -> list[Tensor]:
     if isinstance(operation.module, FactorizedReduce):
         even, odd = (conv.weight.flatten(1) for conv in operation.convs)
         return [torch.block_diag(even, odd)]  # type: ignore[no-untyped-call]
-    return [conv.weight if conv.groups > 1 else conv.weight.flatten(1) for conv in operation.convs]
+    return [conv.weight.flatten(1) if is_pointwise(conv) else conv.weight for conv in operation.convs]
 
 
 def _folded(operation: Convolving, alpha: Tensor | None = None) -> tuple[list[Tensor], Tensor]:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rnas.nets.fast_kernels import check_many, depthwise
-from rnas.nets.fast_nodes import Convolution, Convolving, Rule, Source, TrainRule, follow
+from rnas.nets.fast_nodes import Convolution, Convolving, Rule, Source, TrainRule, follow, is_pointwise
 from rnas.precision import pass_dtype
 
 BNs = Sequence[nn.BatchNorm2d]
@@ -40,7 +40,7 @@ class Beside(NamedTuple):
         own = []
         for conv in self.edges[0].convs:
             weight = next(weights)
-            own.append(weight if conv.groups > 1 else weight.view(len(self.edges), -1, weight.shape[1]))
+            own.append(weight.view(len(self.edges), -1, weight.shape[1]) if is_pointwise(conv) else weight)
         if self.shape.kind == "reduce":
             even, odd = own
             c = even.shape[2]
@@ -142,6 +142,8 @@ class BatchStatistics(TrainRule):
             for part, of in zip((*entrances, *sources), found, strict=True)
         }
         self._channels, self._eps = entrances[0].bns[0].num_features, entrances[0].bns[0].eps
+        most = max(max(len(source.pool_names), source.plan.edges) for source in sources)
+        self._ones = weights.new_ones(most * self._channels)
         self._alphas = dict(zip(map(id, sources), alphas(weights, sources, self._channels), strict=True))
         self._seen: list[tuple[Sequence[BNs], Tensor, Tensor, float]] = []
 
@@ -181,6 +183,7 @@ class BatchStatistics(TrainRule):
     def _normalized(self, x: Tensor, followers: Sequence[BNs], scale: Tensor | None = None) -> Tensor:
         """`x` (B,N·C,H,W) after N BNs, times `scale` (N·C,). `followers`: whose running statistics follow each."""
         n = check_many(x)
+        scale = self._ones[: x.shape[1]] if scale is None else scale  # with a scale, statistics have its number format
         out, mean, inverse_std = torch.native_batch_norm(x, scale, None, None, None, True, 0.0, self._eps)
         self._seen.append((followers, mean.detach(), inverse_std.detach(), n / (n - 1)))
         return out
@@ -253,9 +256,8 @@ class Folded(Rule):
         tensors = joined([group for o in operations for group in o.weights()], weights.dtype)
         pool_bns = [bns for source in sources for bns in source.pool_bns]
         bns = scales_and_shifts([*(bns for o in operations for bns in o.bns()), *pool_bns])
-        self._entrances = {
-            id(e): FoldedOperation(o, tensors, bns, dtype) for e, o in zip(entrances, entering, strict=True)
-        }
+        folded = [FoldedOperation(o, tensors, bns, dtype) for o in entering]
+        self._entrances = {id(e): (o, o.bias.to(dtype)) for e, o in zip(entrances, folded, strict=True)}
         wide = [broad for _, broad in alphas(weights, sources, entrances[0].bns[0].num_features)]
         self._operations = {
             id(source): [
@@ -286,9 +288,8 @@ class Folded(Rule):
         return bias.to(dtype).view(edges, -1, 1, 1), scales
 
     def enter(self, x: Tensor, entrance: Convolving) -> Tensor:
-        operation = self._entrances[id(entrance)]
-        out = operation.add_to(None, Node(x, 1))
-        return out + operation.bias.to(out.dtype)
+        operation, bias = self._entrances[id(entrance)]
+        return operation.add_to(None, Node(x, 1)) + bias
 
     def leave(self, x: Tensor, source: Source) -> Sequence[Tensor]:
         node, total = Node(x, source.plan.edges), None

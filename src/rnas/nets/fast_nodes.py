@@ -46,6 +46,11 @@ class Convolving:
         self.bns = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
 
 
+def is_pointwise(conv: nn.Conv2d) -> bool:
+    """Whether `conv` mixes channels, pixel by pixel; or else it is depthwise. With one channel both have one group."""
+    return conv.kernel_size == (1, 1)
+
+
 @dataclass(frozen=True)
 class Leaving:
     """What leaves a node: on each of its edges the same operations."""
