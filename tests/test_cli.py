@@ -1,6 +1,7 @@
 """The command line: quick help, and one clear sentence with exit code 2 for every kind of bad input."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -159,3 +160,60 @@ def test_an_output_folder_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureF
     out = str(tmp_path / "file" / "run")
     assert "cannot write" in refused(capsys, "search", "--out", out, "--batch-size", "32", "--epochs", "2")
     assert "is a file" in refused(capsys, "search", "--out", str(tmp_path / "file"), "--epochs", "2")
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "inter")]
+)
+def test_a_signal_ends_a_run_cleanly(number: int, code: int, word: str, tmp_path: Path) -> None:
+    """What `timeout`, a cluster or Ctrl-C send: one sentence, and no temporary file is left."""
+    command = [
+        sys.executable,
+        "-m",
+        "rnas",
+        "search",
+        "--data",
+        "digits",
+        "--epochs",
+        "9",
+        "--out",
+        str(tmp_path / "x"),
+    ]
+    process = subprocess.Popen([*command, "--limit-per-class", "30"], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "x" / "environment.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == code
+    assert word in error
+    assert "--resume goes on" in error
+    assert "Traceback" not in error
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_images_that_changed_are_told_from_other_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez(tmp_path / "a.npz", **arrays())
+    options = [
+        "train",
+        "ResNet18",
+        "--data",
+        str(tmp_path / "a.npz"),
+        "--out",
+        str(tmp_path / "x"),
+        "--batch-size",
+        "4",
+    ]
+    main([*options, "--epochs", "1", "--attack-steps", "1", "--image-size", "8"])
+    capsys.readouterr()
+    np.savez(tmp_path / "a.npz", **arrays(x_train=np.full((8, 8, 8, 3), 9, np.uint8)))
+    said = refused(capsys, *options, "--epochs", "1", "--attack-steps", "1", "--image-size", "8", "--resume")
+    assert "on other images" in said
+    assert "statistics" not in said
+
+
+def test_a_misspelt_array_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez(tmp_path / "a.npz", **arrays(x_train=None), X_train=np.zeros(3))
+    said = refused(capsys, "train", "ResNet18", "--data", str(tmp_path / "a.npz"), "--out", str(tmp_path / "x"))
+    assert "lacks x_train" in said
+    assert "X_train" in said

@@ -10,10 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 import rnas.data
 from rnas.data import images
+from rnas.data.folders import _set_apart
 from rnas.errors import RnasError
 
 Arrays = dict[str, np.ndarray]
@@ -209,8 +212,9 @@ def test_a_photograph_is_turned_upright_and_cut_to_its_middle(tmp_path):
 def test_one_level_of_class_folders(tmp_path):
     root = folder(tmp_path / "pets", n=10) / "train"
     dataset = rnas.data.load(root, test_fraction=0.3)
-    assert torch.bincount(dataset.train.labels).tolist() == [7, 7]
-    assert torch.bincount(dataset.test.labels).tolist() == [3, 3]
+    counts = torch.bincount(dataset.test.labels)
+    assert (torch.bincount(dataset.train.labels) + counts).tolist() == [10, 10]
+    assert all(0 < count < 10 for count in counts)
     again = rnas.data.load(root, test_fraction=0.3, seed=5)
     assert torch.equal(again.test.images, dataset.test.images)
     levels = torch.cat([dataset.train.images, dataset.test.images])[:, 0, 0, 0]
@@ -222,8 +226,57 @@ def test_one_level_of_class_folders(tmp_path):
     for wrong in (0.0, 1.0, -1, float("nan")):
         with pytest.raises(RnasError, match="test fraction"):
             rnas.data.load(root, test_fraction=wrong)
-    with pytest.raises(RnasError, match="leaves no test image"):
-        rnas.data.load(root, test_fraction=0.01)
+    few = rnas.data.load(root, test_fraction=0.01)
+    assert torch.bincount(few.test.labels).tolist() == [1, 1], "every class is tested"
+    for name in range(1, 10):
+        (root / f"bee/{name}.png").unlink()
+    with pytest.raises(RnasError, match=r"0\.png is the only image of its class"):
+        rnas.data.load(root, test_fraction=0.3)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    names=st.lists(st.text("abcdefgh", min_size=1, max_size=6), min_size=24, max_size=60, unique=True),
+    first=st.integers(20, 24),
+    fraction=st.floats(0.05, 0.6),
+)
+def test_no_training_image_becomes_a_test_image_as_others_come(names: list[str], first: int, fraction: float) -> None:
+    """Or a network would be tested on what it was trained on, once its user has added images."""
+    before, after = (_set_apart([(name, 0) for name in part], fraction, Path()) for part in (names[:first], names))
+    assert not set(before[0]) & set(after[1])
+    train, test = after
+    assert sorted(train + test) == sorted((name, 0) for name in names)
+
+
+def test_about_that_fraction_is_set_apart() -> None:
+    files = [(f"{label}/{n}.png", label) for label in range(4) for n in range(1000)]
+    _, test = _set_apart(files, 0.2, Path())
+    for label in range(4):
+        assert 160 < sum(k == label for _, k in test) < 240
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path):
+    root = folder(tmp_path / "pets", n=2)
+    elsewhere = folder(tmp_path / "others", n=3)
+    (root / "train/ant/more").symlink_to(elsewhere / "train/ant")
+    (root / "train/ant/circle").symlink_to(root / "train/ant")
+    assert torch.bincount(rnas.data.load(root).train.labels).tolist() == [5, 2]
+
+
+def test_images_beside_the_class_folders_are_named(tmp_path):
+    root = folder(tmp_path / "pets", n=2)
+    picture(root / "train/lost.PNG")
+    (root / "train/notes.txt").write_text("not an image")
+    with pytest.raises(RnasError, match=r"train holds lost\.PNG beside its class folders"):
+        rnas.data.load(root)
+
+
+def test_a_class_name_that_is_no_text_is_refused_at_the_start(tmp_path):
+    root = folder(tmp_path / "pets", n=2)
+    for part in ("train", "test"):
+        os.rename(os.fsencode(root / part / "bee"), os.fsencode(root / part) + b"/b\xe9e")
+    with pytest.raises(RnasError, match="not UTF-8: rename it"):
+        rnas.data.load(root)
 
 
 def test_mixed_sizes_need_an_image_size(tmp_path):
@@ -297,7 +350,7 @@ def break_folder(root: Path, case: str) -> Path:
     ("case", "message"),
     [
         ("empty class", "train/cat is empty"),
-        ("no test", "none named test: expected train/CLASS"),
+        ("no test", "none named test: give it test/CLASS.*--test-fraction"),
         ("class only in training", "train has the class cat, which test lacks"),
         ("class only in the test", "test has the class cat, which train lacks"),
         ("one class", "train holds 1 class folder: expected two"),

@@ -21,7 +21,7 @@ from rnas.console import Console
 from rnas.cost import Speed
 from rnas.data import Dataset, Split
 from rnas.errors import RnasError
-from rnas.fitting import choose, describe, fit, keep
+from rnas.fitting import choose, describe, fit, keep, threads
 from rnas.precision import Precision
 from rnas.settings import Run, Source
 
@@ -96,6 +96,32 @@ def test_the_line_says_what_was_chosen_and_how_to_get_more(tmp_path: Path, machi
     ):
         assert said in line
     assert "\n" not in line
+    again = describe(choice, plan(run, 2000, choice.changes(8 / 255)), run.minutes, kept=True)
+    assert "going on" in again
+    assert "about" not in again, "how long it takes was true then"
+
+
+def test_one_thread_is_taken_where_it_is_quicker(
+    tmp_path: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside busy programs two threads wait for each other; who sets OMP_NUM_THREADS knows better."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+    def speeds(*arguments: Budget) -> tuple[Speed, Speed]:
+        slower = 5 if torch.get_num_threads() > 1 else 1
+        return tuple(Speed(slower * s.gradient, slower * s.weights) for s in machine.speeds(*arguments))  # type: ignore[return-value]
+
+    with threads(2):
+        idle = fit(own(tmp_path), images(), QUIET)
+        monkeypatch.setattr(fitting, "speeds", speeds)
+        busy = fit(own(tmp_path), images(), QUIET)
+        line = describe(busy, plan(own(tmp_path), 2000, busy.changes(8 / 255)), None)
+        monkeypatch.setenv("OMP_NUM_THREADS", "2")
+        told = fit(own(tmp_path), images(), QUIET)
+        assert torch.get_num_threads() == 2
+    assert (idle.threads, busy.threads, told.threads) == (2, 1, 2)
+    assert busy.train_epochs > told.train_epochs
+    assert "on 1 of 2 threads" in line
 
 
 def test_large_images_are_searched_small_and_halved_at_once(tmp_path: Path, machine: Machine) -> None:

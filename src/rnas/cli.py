@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -36,11 +38,14 @@ Command = (
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command. Exits with 2 and one line on standard error for bad input, with 130 when interrupted."""
+    """Run one command. Exits with 2 and one line on standard error for bad input, with 130 or 143 when interrupted
+    by SIGINT or SIGTERM."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments == ["--version"]:
         print(f"rnas {rnas.__version__}")
         return
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         _run(parse(arguments))
     except RnasError as e:
@@ -49,9 +54,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OSError as e:
         print(f"rnas: {e.filename or 'writing'}: {e.strerror or e}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("rnas: interrupted; what is finished is kept, --resume goes on", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as e:
+        words, code = ("terminated", 143) if isinstance(e, _Terminated) else ("interrupted", 130)
+        print(f"rnas: {words}{_KEPT.get(arguments[0], '')}", file=sys.stderr)
+        sys.exit(code)
+
+
+_KEPT = dict.fromkeys(("run", "search", "train", "evaluate"), "; what is finished is kept, --resume goes on")
+_KEPT |= dict.fromkeys(("data", "reproduce"), "; what is finished is kept, the next call goes on")
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: leave as after Ctrl-C, with everything cleaned up."""
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise _Terminated
 
 
 def parse(arguments: Sequence[str]) -> Any:

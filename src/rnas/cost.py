@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import time
 from collections.abc import Callable
@@ -63,27 +62,23 @@ def measure(net: nn.Module, about: Facts, batch: int, device: torch.device, prec
     x = torch.rand(batch, 3, *about.image_size, device=device, generator=torch.Generator(device).manual_seed(0))
     y = torch.arange(batch, device=device) % about.classes
     with precision.autocast(device), frozen(net) as fixed:
-        gradient = _least_time(lambda: attack.perturb(precision.of(fixed), x, y), device)
+        gradient = _mean_time(lambda: attack.perturb(precision.of(fixed), x, y), device)
     step = partial(weight_step, net, parameters, optimizer, None, x, y, clip=5.0, precision=precision)
-    weights = _least_time(step, device)
+    weights = _mean_time(step, device)
     return Speed(gradient / batch, weights / batch)
 
 
-def _least_time(call: Callable[[], object], device: torch.device) -> float:
-    """Seconds of the quickest call of up to five in about a second: what other programs disturbed least. One before
-    them prepares kernels and memory, and does not count."""
+def _mean_time(call: Callable[[], object], device: torch.device) -> float:
+    """Seconds of a call, as they are on this machine now, other programs included: the mean over a second or so. One
+    before prepares kernels and memory, and does not count."""
     call()
-    least, begun = math.inf, time.perf_counter()
-    for _ in range(5):
-        _wait(device)
-        started = time.perf_counter()
+    _wait(device)
+    calls, begun = 0, time.perf_counter()
+    while calls < 2 or (calls < 50 and time.perf_counter() - begun < 1):
         call()
         _wait(device)
-        ended = time.perf_counter()
-        least = min(least, ended - started)
-        if ended - begun > 1:
-            break
-    return least
+        calls += 1
+    return (time.perf_counter() - begun) / calls
 
 
 def _wait(device: torch.device) -> None:

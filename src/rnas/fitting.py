@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,8 @@ ENOUGH_SEARCH_EPOCHS, ENOUGH_EPOCHS, ENOUGH_SEEN = 8, 20, 60_000
 """A larger network is chosen only if there is time for so many epochs, and so many training images seen."""
 ATTACKED = range(200, 1001)
 """Test images to attack."""
+CLEARLY = 0.9
+"""One thread must need less than this share of the time of all of them to be taken."""
 PROXY_SIDE = 32
 """The search sees larger images scaled to this many pixels a side, and a large image's network halves it at once."""
 CPU_IMAGES = 32
@@ -80,6 +84,8 @@ class Choice:
     batch_size: int
     attacked: int
     """Test images."""
+    threads: int
+    """Of torch on a CPU."""
     seconds: int
 
     def changes(self, eps: float) -> Changes:
@@ -137,17 +143,24 @@ def keep(choice: Choice, out: Path) -> None:
         write_json(out / FITTED, asdict(choice))
 
 
-def describe(choice: Choice, budget: Budget, minutes: float | None) -> str:
-    """What was chosen, for people: one line."""
+def describe(choice: Choice, budget: Budget, minutes: float | None, kept: bool = False) -> str:
+    """What was chosen, now or (`kept`) by an earlier call, for people: one line."""
     space, search, train = budget.search.space, budget.search, budget.train
     about, asked = max(1, round(choice.seconds / 60)), MINUTES if minutes is None else minutes
     images = "all training images" if choice.search_per_class is None else f"{choice.search_per_class} images a class"
     at = "" if choice.search_side is None else f" at {choice.search_side} pixels"
     text = (
-        f"about {about} min on this machine: search {search.epochs} epochs on {images}{at} "
+        f"search {search.epochs} epochs on {images}{at} "
         f"({space.cells} cells, C = {space.channels}), train {train.epochs} epochs ({train.cells} cells, "
         f"C = {train.channels}), attack {budget.evaluate.limit} test images"
     )
+    if choice.threads < torch.get_num_threads():
+        text += (
+            f"; on {choice.threads} of {torch.get_num_threads()} threads, which is quicker while others use the cores"
+        )
+    if kept:
+        return f"going on with the work that was chosen before: {text}"
+    text = f"about {about} min on this machine: {text}"
     if about > 1.2 * asked:
         return (
             f"{text}. That is the least that makes sense here, more than the {asked:g} asked for; less: a smaller "
@@ -164,17 +177,38 @@ def fit(settings: Run, data: Dataset, console: Console) -> Choice:
     """
     seconds = 60 * (MINUTES if settings.minutes is None else settings.minutes)
     console.say("choosing the work that fits: timing networks ...")
-    best = None
-    for rung in RUNGS:
-        fitter = _Fitter(settings, data, rung, choose_device(settings.device))
-        choice = fitter.spend(seconds)
-        enough = fitter.enough(choice)
-        if best is None or enough:
-            best = choice
-        if not enough:  # still less so with larger networks
+    fitter = _quickest(settings, data)
+    best = fitter.spend(seconds)
+    for rung in RUNGS[1:]:
+        if not fitter.enough(best):  # still less so with larger networks
             break
-    assert best is not None  # there is a first rung
+        fitter = _Fitter(settings, data, rung, fitter.threads)
+        choice = fitter.spend(seconds)
+        if not fitter.enough(choice):
+            break
+        best = choice
     return best
+
+
+def _quickest(settings: Run, data: Dataset) -> _Fitter:
+    """The smallest networks on all of torch's threads, or on one if that is clearly quicker. It is where other programs
+    use the cores: threads wait for each other after every operation, and so for the one that does not get a core."""
+    everything = _Fitter(settings, data, RUNGS[0], torch.get_num_threads())
+    if choose_device(settings.device).type != "cpu" or everything.threads == 1 or "OMP_NUM_THREADS" in os.environ:
+        return everything
+    alone = _Fitter(settings, data, RUNGS[0], 1)
+    return alone if alone.network.weights < CLEARLY * everything.network.weights else everything
+
+
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    """Within, torch uses so many threads on a CPU."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def speeds(budget: Budget, seen: Facts, about: Facts, device: torch.device) -> tuple[Speed, Speed]:
@@ -197,8 +231,9 @@ def speeds(budget: Budget, seen: Facts, about: Facts, device: torch.device) -> t
 class _Fitter:
     """The networks of one rung, timed, and what can be done with them."""
 
-    def __init__(self, settings: Run, data: Dataset, rung: Rung, device: torch.device):
-        self.settings, self.rung = settings, rung
+    def __init__(self, settings: Run, data: Dataset, rung: Rung, number: int):
+        """`number` of threads."""
+        self.settings, self.rung, self.threads = settings, rung, number
         self.eps = settings.eps or data.eps_default
         classes, counts = len(data.classes), torch.bincount(data.train.labels.cpu())
         self.about = Facts(len(data.train), len(data.test), classes, data.image_size)
@@ -210,7 +245,9 @@ class _Fitter:
         self.seen = Facts(seen, 0, classes, (self.side, self.side) if self.side else data.image_size)
         halving = self.side is not None and all(side % 8 == 0 for side in data.image_size)
         self.stem_stride = 2 if halving else 1
-        self.supernet, self.network = speeds(self.plan(self._choice()), self.seen, self.about, device)
+        with threads(number):
+            budget, device = self.plan(self._choice()), choose_device(settings.device)
+            self.supernet, self.network = speeds(budget, self.seen, self.about, device)
 
     def plan(self, choice: Choice) -> Budget:
         return plan(self.settings, self.about.train, choice.changes(self.eps))
@@ -248,6 +285,7 @@ class _Fitter:
             train_epochs=train_epochs,
             batch_size=rung.batch_size,
             attacked=min(attacked, self.about.test),
+            threads=self.threads,
             seconds=0,
         )
 

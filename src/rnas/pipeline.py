@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rnas import fitting
-from rnas.budget import is_fitted, plan
+from rnas.budget import Budget, is_fitted, plan
 from rnas.console import Console
 from rnas.errors import RnasError
 from rnas.evaluation import EVALUATION, check_attacks, evaluate_run
@@ -35,15 +35,23 @@ def run(settings: Run, console: Console | None = None) -> Path:
     except RnasError as e:
         raise RnasError(f"{e}; choose one with --image-size") from e
     check_attacks(settings.attacks or ())
+    kept = (out / fitting.FITTED).exists()
     choice = fitting.choose(settings, data, console) if is_fitted(settings) else None
     if choice is None:
         budget = plan(settings, len(data.train))
     else:
         budget = plan(settings, len(data.train), choice.changes(settings.eps or data.eps_default))
-        console.say(fitting.describe(choice, budget, settings.minutes))
+        console.say(fitting.describe(choice, budget, settings.minutes, kept))
     folder = Folder.open(out, settings, resume=settings.resume, device=str(choose_device(settings.device)))
-    if choice is not None:
-        fitting.keep(choice, out)
+    if choice is None:
+        return _work(budget, folder.folder, console)
+    fitting.keep(choice, out)
+    with fitting.threads(choice.threads):
+        return _work(budget, folder.folder, console)
+
+
+def _work(budget: Budget, out: Path, console: Console) -> Path:
+    """What is not done yet of a run in `out`; the path of the report."""
     if not (out / "search" / GENOTYPE).exists():
         search(budget.search, console)
     for name, job in budget.trainings.items():
@@ -53,7 +61,7 @@ def run(settings: Run, console: Console | None = None) -> Path:
             evaluate_run(replace(budget.evaluate, run=out / name), console)
     model, meta = load_model(out / "train")
     export(model, meta, "onnx", out / "model.onnx", tuple(meta["image_size"]))
-    report = folder.folder / "report.html"
+    report = out / "report.html"
     write_report([out], report)
     console.say(f"report: {report}\nmodel: {out / 'model.onnx'}")
     return report

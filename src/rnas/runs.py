@@ -69,6 +69,10 @@ def check_free(folder: Path, wanted: dict[str, Any], resume: bool) -> None:
     found = {"precision": "fp32", **found}  # what there was before it could be chosen
     differing = [k for k in wanted if found.get(k) != wanted[k]]
     if differing:
+        if differing == ["images"]:
+            raise RnasError(
+                f"{folder} holds a run on other images than {wanted['source']['data']} has now: choose another --out"
+            )
         changes = "; ".join(f"{k} was {json.dumps(found.get(k))}, now {json.dumps(wanted[k])}" for k in differing)
         raise RnasError(f"{folder} holds another run ({changes}): choose another --out, or the settings it began with")
     if not resume:

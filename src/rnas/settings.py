@@ -106,7 +106,7 @@ class Source:
     """Use only this many training images of each class: for quick runs."""
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "image_size", "limit_per_class")
+        _at_least(self, 1, "limit_per_class")
         if self.test_fraction is not None and not 0 < self.test_fraction < 1:
             raise RnasError(f"test-fraction is {self.test_fraction}: expected a number between 0 and 1")
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from rnas.data.arrays import FIXED_SPLIT
 from rnas.data.cache import Decoding, Progress, cached, fingerprint
-from rnas.data.dataset import Dataset, stratified
+from rnas.data.dataset import Dataset
 from rnas.data.images import decode_all, image_files
 from rnas.errors import RnasError
 
 LAYOUT = "expected train/CLASS/* and test/CLASS/*, or CLASS/* and a --test-fraction such as 0.2"
+
+IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 Labelled = list[tuple[str, int]]
 """Files, named from the root, with their labels."""
@@ -27,7 +29,7 @@ def folder(
     progress: Progress | None = None,
 ) -> Dataset:
     """The images of `root`/train/CLASS and `root`/test/CLASS (or val), or of `root`/CLASS with `test_fraction` of
-    them, stratified and always the same ones, set apart to test. The classes are numbered in the order of their
+    those of every class, always the same ones, set apart to test. The classes are numbered in the order of their
     names. RnasError if the layout is another, a class is empty, or files cannot be read, which are listed.
     """
     if test_fraction is not None and not 0 < test_fraction < 1:
@@ -56,7 +58,10 @@ def _splits(root: Path, test_fraction: float | None) -> tuple[tuple[str, ...], L
             _same_classes(root, tests[0], classes, test_classes)
             return classes, train, test
         if test_fraction is None:
-            raise RnasError(f"{root} has a folder train but none named test: {LAYOUT}")
+            raise RnasError(
+                f"{root} has a folder train but none named test: give it test/CLASS/*, or set some of the training "
+                "images apart by a --test-fraction such as 0.2"
+            )
     else:
         if not top:
             raise RnasError(f"{root} holds no folders: {LAYOUT}")
@@ -79,8 +84,11 @@ def _classes(root: Path, part: str) -> tuple[tuple[str, ...], Labelled]:
         raise RnasError(
             f"{root / part} holds {len(classes)} class folder{'s' * (len(classes) != 1)}: expected two or more"
         )
+    _check_stray(root / part)
     labelled = []
     for label, name in enumerate(classes):
+        if any("\ud800" <= c <= "\udfff" for c in name):  # how Python keeps bytes that are no text
+            raise RnasError(f"the class folder {name!a} in {root / part} has a name that is not UTF-8: rename it")
         files = image_files(root, os.path.join(part, name))
         if not files:
             raise RnasError(f"the class folder {root / part / name} is empty: give it images or remove it")
@@ -95,12 +103,35 @@ def _same_classes(root: Path, test: str, expected: tuple[str, ...], found: tuple
 
 
 def _set_apart(images: Labelled, fraction: float, root: Path) -> tuple[Labelled, Labelled]:
-    labels = torch.tensor([k for _, k in images])
-    mask = stratified(labels, round(fraction * len(images)), FIXED_SPLIT).tolist()
-    train, test = ([image for image, m in zip(images, mask, strict=True) if m == part] for part in (False, True))
-    if not test or len({k for _, k in train}) < len({k for _, k in images}):
-        raise RnasError(
-            f"{root} has {len(images)} images: a test fraction of {fraction} leaves no test image or a class without "
-            "training images; choose another or give more images"
-        )
+    """Of every class about `fraction` to test, at least one, and not all. An image's side follows from its name alone:
+    were it to change as images are added, a network would be tested on images that it was trained on."""
+    train: Labelled = []
+    test: Labelled = []
+    for _, group in groupby(images, key=lambda image: image[1]):
+        ordered = sorted(group, key=lambda image: _draw(image[0]))
+        if len(ordered) < 2:
+            raise RnasError(
+                f"{root / ordered[0][0]} is the only image of its class: a test fraction needs two or more of each"
+            )
+        wanted = sum(_draw(name) < fraction for name, _ in ordered)
+        count = min(max(wanted, 1), len(ordered) - 1)
+        test += sorted(ordered[:count])
+        train += sorted(ordered[count:])
     return train, test
+
+
+def _draw(name: str) -> float:
+    """A number from [0,1) that follows from the name of a file."""
+    digest = hashlib.blake2b(Path(name).as_posix().encode(errors="surrogateescape"), digest_size=8).digest()
+    return int.from_bytes(digest) / 2**64
+
+
+def _check_stray(folder: Path) -> None:
+    """RnasError if images lie beside the class folders: they would be left out without a word."""
+    stray = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    stray = [name for name in stray if not name.startswith(".")]
+    if stray:
+        more = f" and {len(stray) - 1} more" if len(stray) > 1 else ""
+        raise RnasError(
+            f"{folder} holds {stray[0]}{more} beside its class folders: move every image into the folder of its class"
+        )

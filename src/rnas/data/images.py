@@ -31,10 +31,16 @@ Answer = NDArray[np.uint8] | str
 
 def image_files(root: Path, folder: str) -> list[str]:
     """The name, below `root`, of every file in `folder` at any depth, sorted; without hidden ones and those of file
-    managers."""
+    managers. Links are followed, but not in circles."""
     found: list[str] = []
-    for place, folders, files in os.walk(root / folder, onerror=_unreadable):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    seen: set[str] = set()
+    for place, folders, files in os.walk(root / folder, onerror=_unreadable, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         below = os.path.relpath(place, root)
         found += [os.path.join(below, n) for n in files if not n.startswith(".") and n.lower() not in IGNORED]
     return sorted(found)
