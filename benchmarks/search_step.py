@@ -49,6 +49,7 @@ from benchmarks.timing import (
 )
 from rnas.attacks.norms import project, steepest
 from rnas.frozen import unfolded
+from rnas.nets import fast
 from rnas.nets.count import macs
 from rnas.nets.fast import FastSupernet
 from rnas.nets.supernet import Supernet
@@ -187,6 +188,8 @@ def floor(batch_size: int, device: str, precision: Precision) -> dict[str, Any]:
     return out
 
 
+SAVING = ("fast, save_memory",)
+AS_ON_A_GPU = ("fast, as on a GPU", "fast, as on a GPU, save_memory")
 MEMORY_STEPS = ("pgd", "weight")  # the others keep two passes: 19 GiB at batch 64 in the plain supernet
 
 
@@ -195,8 +198,8 @@ def memory(batch_size: int, device: str, precision: Precision) -> dict[str, dict
     out: dict[str, dict[str, float | None]] = {}
     for step in PASSES if device == "cuda" else MEMORY_STEPS:
         out[step] = {}
-        for variant in (*VARIANTS, "fast, save_memory"):
-            if variant == "fast, save_memory" and step == "pgd":
+        for variant in (*VARIANTS, *(SAVING if device == "cuda" else (*SAVING, *AS_ON_A_GPU))):
+            if "save_memory" in variant and step == "pgd":
                 continue  # an attack keeps little as it is
             if device == "cuda":
                 steps = saving(variant, batch_size, device, precision)
@@ -210,7 +213,7 @@ def memory(batch_size: int, device: str, precision: Precision) -> dict[str, dict
 
 
 def saving(variant: str, batch_size: int, device: str, precision: Precision) -> Steps:
-    """The steps of a variant, or of "fast, save_memory"."""
+    """The steps of a variant, whose name may go on with "save_memory"."""
     steps = Steps(variant.split(",")[0], batch_size, device, precision)
     if "save_memory" in variant and isinstance(steps.net, FastSupernet):
         steps.net.save_memory()
@@ -218,6 +221,8 @@ def saving(variant: str, batch_size: int, device: str, precision: Precision) -> 
 
 
 def cpu_peak(variant: str, step: str, batch_size: int, precision: Precision) -> float:
+    if "as on a GPU" in variant:
+        fast.on_cpu = lambda x: False
     steps = saving(variant, batch_size, "cpu", precision)
     before = peak_mib()
     steps.prepare(step)()
