@@ -217,3 +217,26 @@ def test_a_misspelt_array_is_named(tmp_path: Path, capsys: pytest.CaptureFixture
     said = refused(capsys, "train", "ResNet18", "--data", str(tmp_path / "a.npz"), "--out", str(tmp_path / "x"))
     assert "lacks x_train" in said
     assert "X_train" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("run --image-size x", "--image-size is x: expected INT ("),
+        ("run --image-size 4.5", "--image-size is 4.5: expected INT ("),
+        ("search --out o --lr fast", "--lr"),
+        ("data", "missing from rnas data: STR digits, cifar10"),
+        ("train", "--out PATH Folder of the run"),
+        ("search --out o --bogus 3", "unrecognized options: --bogus, 3"),
+        ("frobnicate", "available subcommands: run, search"),
+        ("run --budget big", "expected one of ('auto', 'demo', 'small', 'paper'"),
+        ("search --out", "missing value for argument '--out'"),
+    ],
+)
+def test_a_command_line_that_does_not_parse(
+    arguments: str, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    error = refused(capsys, *arguments.split())
+    assert said.lower() in error.lower()
+    assert not set("│╭─") & set(error)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
+import re
 import signal
 import sys
 import threading
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Annotated, Any
 
 import tyro
@@ -73,14 +77,37 @@ def _terminate(number: int, frame: object) -> None:
 
 
 def parse(arguments: Sequence[str]) -> Any:
-    """The settings that the command line `arguments` asks for. RnasError, or tyro's own exit with 2, for bad ones."""
-    return tyro.cli(
-        Command,
-        prog="rnas",
-        description=rnas.__doc__,
-        args=arguments,
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.HelptextFromCommentsOff),
-    )
+    """The settings that the command line `arguments` asks for. RnasError for bad ones."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                Command,
+                prog="rnas",
+                description=rnas.__doc__,
+                args=arguments,
+                config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.HelptextFromCommentsOff),
+            )
+    except SystemExit as e:
+        if e.code:
+            raise RnasError(_sentence(said.getvalue())) from e
+        raise
+
+
+def _sentence(box: str) -> str:
+    """The first paragraph of tyro's box of an error, or what it says of a value that does not parse; one line."""
+    lines = [line.strip(" │") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
+    ruled = groupby(lines, lambda line: len(line) > 4 and set(line) <= set("─-"))
+    paragraphs = [" ".join(group) for rule, group in ruled if not rule]
+    if "╭" not in box:  # where that cannot be printed, the title is a paragraph
+        paragraphs = paragraphs[1:]
+    text = " ".join(paragraphs[0].replace("(required)", "").split()) if paragraphs else box.strip()
+    if found := re.match(r"Error parsing (\S+): .*instantiated from \['(.*?)'\]", text):
+        kind = re.search(re.escape(found[1]) + r" (?:\{None\}\|)?(\S+)", " ".join(paragraphs[1:]))
+        text = f"{found[1]} is {found[2]}: expected {kind[1] if kind else 'another value'}"
+    if len(paragraphs) > 1 and paragraphs[1].startswith("Available"):
+        text = f"{text}; {paragraphs[1][0].lower()}{paragraphs[1][1:]}"
+    return f"{text[0].lower()}{text[1:].rstrip('. ')} (rnas COMMAND --help says more)"
 
 
 def _run(command: Any) -> None:
