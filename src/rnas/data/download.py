@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import http.client
 import os
@@ -11,8 +10,6 @@ import shutil
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,30 +76,6 @@ def disk_error(e: OSError, path: Path, size: int) -> str:
     except OSError:
         free = ""
     return f"cannot write {path}: {e.strerror or e}{free}; make room, or choose another place with --data-root"
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file `path`, waiting until no one else does. Without effect where there are no such locks."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    while True:
-        with open(path, "wb") as f:
-            try:
-                fcntl.flock(f, fcntl.LOCK_EX)
-            except OSError as e:
-                if e.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):  # some network file systems
-                    raise
-            if not (path.exists() and os.path.samestat(os.fstat(f.fileno()), path.stat())):
-                continue  # who held it has removed the file: another may hold its successor
-            try:
-                yield
-            finally:
-                path.unlink(missing_ok=True)
-            return
 
 
 def verify(remote: Remote, path: Path, progress: Progress | None = None) -> None:

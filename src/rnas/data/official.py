@@ -19,9 +19,10 @@ from rnas.data.archives import unpack
 from rnas.data.arrays import resize
 from rnas.data.cache import Decoding, Progress, cached, fingerprint
 from rnas.data.dataset import Dataset
-from rnas.data.download import Remote, fetch, locked, verify
+from rnas.data.download import Remote, fetch, verify
 from rnas.data.images import decode_all
 from rnas.errors import RnasError
+from rnas.files import locked
 
 MAX_FILE = 4 << 30
 """No file of these data sets has more bytes."""
