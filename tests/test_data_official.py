@@ -9,6 +9,7 @@ import hashlib
 import io
 import os
 import shutil
+import signal
 import tarfile
 import threading
 import zipfile
@@ -120,6 +121,10 @@ class Served:
     statuses: list[int] = field(default_factory=list)
     """The i-th request is answered with this error."""
     ranges: bool = True
+    length: bool = True
+    """Whether it says how many bytes it will send."""
+    circles: bool = False
+    """Whether every request is redirected to itself."""
     shift: int = 0
     """By how much an answer to a Range request starts too early."""
     requests: list[tuple[str, str | None]] = field(default_factory=list)
@@ -135,6 +140,11 @@ class Handler(BaseHTTPRequestHandler):
         if served.statuses or content is None:
             self.send_error(served.statuses.pop(0) if content is not None else 404)
             return
+        if served.circles:
+            self.send_response(302)
+            self.send_header("Location", self.path)
+            self.end_headers()
+            return
         start = 0
         if asked and served.ranges:
             start = int(asked.removeprefix("bytes=").removesuffix("-")) - served.shift
@@ -145,7 +155,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         else:
             self.send_response(200)
-        self.send_header("Content-Length", str(len(content) - start))
+        if served.length:
+            self.send_header("Content-Length", str(len(content) - start))
         self.end_headers()
         with contextlib.suppress(ConnectionError):  # the client may hang up as soon as it knows enough
             self.wfile.write(content[start : start + served.breaks.pop(0)] if served.breaks else content[start:])
@@ -347,6 +358,32 @@ def test_a_server_without_ranges_starts_again(tmp_path, served):
     assert len(served.requests) == 2
 
 
+def test_a_server_without_ranges_is_not_said_to_continue(tmp_path, served):
+    served.files["f.bin"], served.ranges = CONTENT, False
+    served.breaks = [300_000] * (download.TRIES + 1)
+    with pytest.raises(RnasError, match="cannot continue a download, so the next call starts again") as e:
+        fetch(remote("f.bin", CONTENT), tmp_path, served.url)
+    assert "the next call continues" not in str(e.value)
+
+
+def test_redirection_in_circles_is_told_in_one_line(tmp_path, served):
+    served.files["f.bin"], served.circles = CONTENT, True
+    with pytest.raises(RnasError, match=r"the server answers 302 and redirects in circles; use another mirror$"):
+        fetch(remote("f.bin", CONTENT), tmp_path, served.url)
+
+
+def test_who_gave_a_mirror_is_not_told_to_give_one(tmp_path, served):
+    served.files["f.bin"], served.statuses = CONTENT, [404]
+    with pytest.raises(RnasError, match="the server answers 404 Not Found; use another mirror"):
+        fetch(remote("f.bin", CONTENT), tmp_path, served.url)
+    served.statuses = [404]
+    official_one = replace(remote("f.bin", CONTENT), url=f"{served.url}/f.bin")
+    with pytest.raises(RnasError, match="the server answers 404 Not Found; give a --mirror"):
+        fetch(official_one, tmp_path)
+    with pytest.raises(RnasError, match=r"nothing has arrived; .*, or use another mirror"):
+        fetch(official_one, tmp_path, "http://127.0.0.1:9")
+
+
 def test_a_server_that_sends_another_part_is_not_believed(tmp_path, served):
     served.files["f.bin"], served.shift = CONTENT, 10
     (tmp_path / "f.bin.part").write_bytes(CONTENT[:1000])
@@ -362,6 +399,18 @@ def test_wrong_content_is_kept_out_of_place(tmp_path, served):
     assert [p.name for p in tmp_path.iterdir()] == ["f.bin.wrong"]
     served.files["f.bin"] = CONTENT
     assert fetch(remote("f.bin", CONTENT), tmp_path, served.url).read_bytes() == CONTENT
+    assert [p.name for p in tmp_path.iterdir()] == ["f.bin"], "what was wrong goes when it is of no use any more"
+
+
+def test_what_is_left_of_attempts_goes_when_the_file_was_brought_by_hand(tmp_path, monkeypatch, served):
+    publish(monkeypatch, served, "cifar10", [tar(cifar10_files())])
+    archive = tmp_path / "cifar-10-binary.tar.gz"
+    archive.write_bytes(served.files[archive.name])
+    for end in (".part", ".wrong"):
+        (tmp_path / f"{archive.name}{end}").write_bytes(b"1234")
+    monkeypatch.setenv("RNAS_MIRROR", "nonsense, of no importance here")
+    rnas.data.load("cifar10", root=tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cifar-10-batches-bin", archive.name]
 
 
 def test_a_part_of_another_file_is_found_out_and_the_next_call_starts_afresh(tmp_path, served):
@@ -369,6 +418,16 @@ def test_a_part_of_another_file_is_found_out_and_the_next_call_starts_afresh(tmp
     (tmp_path / "f.bin.part").write_bytes(bytes(1000))
     with pytest.raises(RnasError, match="MD5"):
         fetch(remote("f.bin", CONTENT), tmp_path, served.url)
+    assert fetch(remote("f.bin", CONTENT), tmp_path, served.url).read_bytes() == CONTENT
+
+
+def test_a_mirror_that_sends_too_much_spoils_nothing(tmp_path, served):
+    """It does not say so before: what it sent is no beginning that a good mirror could continue."""
+    served.files["f.bin"], served.length = bytes(len(CONTENT) + 1), False
+    with pytest.raises(RnasError, match=r"sends more than the 1,000,000 bytes of f\.bin; use another mirror"):
+        fetch(remote("f.bin", CONTENT), tmp_path, served.url)
+    assert list(tmp_path.iterdir()) == []
+    served.files["f.bin"] = CONTENT
     assert fetch(remote("f.bin", CONTENT), tmp_path, served.url).read_bytes() == CONTENT
 
 
@@ -426,7 +485,7 @@ def test_a_full_disk_keeps_what_arrived(tmp_path, served, monkeypatch):
 
     with monkeypatch.context() as m:
         m.setattr(download, "open", small_disk, raising=False)
-        with pytest.raises(RnasError, match=r"No space left on device; 0 MiB are needed and .* are free; make room"):
+        with pytest.raises(RnasError, match=r"No space left on device; 977 KiB are needed and .* are free; make room"):
             fetch(remote("f.bin", CONTENT), tmp_path, served.url)
     kept = (tmp_path / "f.bin.part").read_bytes()
     assert kept
@@ -484,6 +543,37 @@ def test_malicious_tar(tmp_path, case):
     with pytest.raises(RnasError, match=r"a\.tar\.gz"):
         archives.unpack(archive, tmp_path / "in", "top", limit=1 << 20)
     assert [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")] == ["in", "in/a.tar.gz"]
+
+
+@pytest.mark.parametrize("case", ["twice", "file as a folder"])
+def test_members_in_each_others_way_are_said_to_be_so(tmp_path, case):
+    (tmp_path / "a.tar.gz").write_bytes(MALICIOUS_TARS[case])
+    name = {"twice": "top/a", "file as a folder": "top/a/b"}[case]
+    with pytest.raises(RnasError, match=rf"a\.tar\.gz holds '{name}' twice, or a file as a folder: refused"):
+        archives.unpack(tmp_path / "a.tar.gz", tmp_path, "top", limit=1 << 20)
+
+
+def test_what_a_killed_process_had_unpacked_is_removed(tmp_path, monkeypatch, served):
+    """Killed in the middle by the signal that nothing can catch; another set's folder may be in use and stays."""
+    publish(monkeypatch, served, "cifar10", [tar(cifar10_files())])
+    other = tmp_path / ".unpack-cifar-100-binary-12345678"
+    other.mkdir()
+
+    def killed(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(archives, "_write", killed)
+    if (child := os.fork()) == 0:
+        try:
+            official.obtain(official.SETS["cifar10"], tmp_path, served.url)
+        finally:
+            os._exit(1)
+    os.waitpid(child, 0)
+    monkeypatch.undo()
+    assert len(list(tmp_path.glob(".unpack-cifar-10-*"))) == 1
+    publish(monkeypatch, served, "cifar10", [tar(cifar10_files())])
+    official.obtain(official.SETS["cifar10"], tmp_path, served.url)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [other.name, "cifar-10-batches-bin", "cifar-10-binary.tar.gz"]
 
 
 def test_a_tar_that_declares_more_than_it_may(tmp_path):

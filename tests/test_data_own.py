@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 import subprocess
 import sys
+import threading
+import time
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -310,6 +316,20 @@ def test_every_unreadable_file_is_named(tmp_path):
     assert not list(root.rglob("*.u8")), "nothing is written"
 
 
+def test_pipes_sockets_and_devices_are_named_and_not_opened(tmp_path):
+    """To open a pipe waits for ever, and /dev/zero never ends."""
+    root = folder(tmp_path / "pets")
+    os.mkfifo(root / "train/ant/pipe.png")
+    os.symlink("/dev/zero", root / "train/bee/device.png")
+    with socket.socket(socket.AF_UNIX) as s, contextlib.chdir(root / "test/bee"):
+        s.bind("socket.png")
+    with pytest.raises(RnasError, match="3 of 15 images") as e:
+        rnas.data.load(root)
+    for name in ("train/ant/pipe.png", "train/bee/device.png", "test/bee/socket.png"):
+        assert f"{name} (no regular file)" in str(e.value)
+    assert not (root / ".rnas").exists(), "no empty folder is left in the user's"
+
+
 def test_a_decompression_bomb_is_refused(tmp_path):
     root = folder(tmp_path / "pets")
     Image.new("1", (30_000, 30_000)).save(root / "train/ant/bomb.png")  # 110 KB, 2.7 GB as RGB
@@ -427,6 +447,66 @@ def test_a_damaged_cache_is_made_again(tmp_path, where):
     assert again.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
 
 
+def test_any_damage_behind_the_images_makes_the_cache_again(tmp_path):
+    """Found as class names that were silently wrong, and as a KeyError: no checksum was over the trailer."""
+    root = folder(tmp_path / "pets", n=1)
+    first = rnas.data.load(root)
+    (cache,) = root.rglob("*.u8")
+    whole = cache.read_bytes()
+    images = 4 * 3 * 16 * 16
+    for at in range(images, len(whole)):
+        for flipped in (1, 0x80):
+            damaged = bytearray(whole)
+            damaged[at] ^= flipped
+            cache.unlink()  # what is mapped must not be written to
+            cache.write_bytes(damaged)
+            again = rnas.data.load(root)
+            assert cache.read_bytes() == whole, at
+            assert (again.classes, again.flip) == (first.classes, first.flip)
+            assert again.test.labels.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("trailer", ["[]", "{}", "[" * 10_000, '{"train":1e400}', '{"train":"1","test":1,"shape":[1]}'])
+def test_a_trailer_of_another_kind_is_no_trailer(tmp_path, trailer):
+    path = tmp_path / "c.u8"
+    content = trailer.encode() + len(trailer).to_bytes(8, "little")
+    path.write_bytes(content + zlib.crc32(content).to_bytes(4, "little") + rnas.data.cache.MAGIC)
+    assert rnas.data.cache.read(path, "c", "source") is None
+
+
+def test_what_killed_processes_left_in_the_cache_is_removed(tmp_path):
+    """Whatever the image size they worked at; and nothing that is not ours."""
+    root = folder(tmp_path / "pets")
+    code = (
+        "import os, signal, sys, rnas.data\n"
+        "rnas.data.load(sys.argv[1], image_size=8, progress=lambda *_: os.kill(os.getpid(), signal.SIGKILL))\n"
+    )
+    subprocess.run([sys.executable, "-c", code, root], timeout=120, check=False)
+    assert sorted(p.suffix for p in (root / ".rnas").iterdir()) == ["", ".tmp"], "the lock and the temporary file"
+    (root / ".rnas" / "notes.tmp").touch()
+    rnas.data.load(root)
+    assert sorted(p.name for p in (root / ".rnas").iterdir()) == ["notes.tmp", "pets-native.u8"]
+
+
+def test_what_another_process_is_writing_is_waited_for(tmp_path, monkeypatch):
+    root, begun, decoded = folder(tmp_path / "pets"), threading.Event(), []
+    decode_all = images.decode_all
+
+    def slowly(*task: object) -> Iterator[np.ndarray]:
+        decoded.append(task)
+        begun.set()
+        time.sleep(0.2)
+        return decode_all(*task)
+
+    monkeypatch.setattr("rnas.data.folders.decode_all", slowly)
+    first = threading.Thread(target=rnas.data.load, args=(root,))
+    first.start()
+    begun.wait()
+    assert len(rnas.data.load(root).train) == 6
+    first.join()
+    assert len(decoded) == 1
+
+
 def test_a_data_folder_that_cannot_be_written(tmp_path, monkeypatch):
     root = folder(tmp_path / "pets")
     (root / ".rnas").touch()  # no folder can be made here, not even by the administrator
@@ -459,6 +539,8 @@ def test_a_full_disk(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code, root], capture_output=True, text=True, timeout=120, check=False)
     assert "told: cannot write" in done.stdout, done.stderr
+    assert "takes about 9 KiB there; make room" in done.stdout
+    assert not (root / ".rnas").exists()
     assert not [p for p in root.rglob("*") if ".u8" in p.name]
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
+import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from rnas.errors import RnasError
+
+RANDOM = "[a-z0-9_]{8}"
+"""As a regular expression: what `tempfile` puts between a temporary name's beginning and its end."""
 
 
 @contextmanager
@@ -62,3 +69,65 @@ def read_json(path: Path) -> Any:
         raise RnasError(f"cannot read {path}: {e.strerror}") from e
     except (ValueError, RecursionError) as e:
         raise RnasError(f"{path} is not JSON: {e}") from e
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[bool]:
+    """Hold the lock file `path`, waiting until no one else does; yields whether the lock can be relied upon.
+
+    It cannot, and nothing is waited for, where there are no such locks: on Windows and some network file systems.
+    """
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:  # no link is followed: the folder may be of foreign making
+            lock = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        except FileNotFoundError:  # who held the lock has removed it and the folder, which was empty
+            continue
+        try:
+            held = _lock(lock)
+            if not _is(lock, path):
+                continue  # who held it has removed the file: another may hold its successor
+            try:
+                yield held
+            finally:
+                path.unlink(missing_ok=True)
+            return
+        finally:
+            os.close(lock)
+
+
+def _lock(file: int) -> bool:
+    """Wait for the lock on the open `file`; whether there are such locks."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as e:
+        if e.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+        return False
+    return True
+
+
+def _is(file: int, path: Path) -> bool:
+    """Whether the open `file` is still the one at `path`."""
+    try:
+        return os.path.samestat(os.fstat(file), path.lstat())
+    except FileNotFoundError:
+        return False
+
+
+def remove_leftovers(folder: Path, names: str) -> None:
+    """Remove the temporary files and folders that killed processes left in `folder`: those whose whole name matches
+    the regular expression `names`. Only for who holds the lock under which everything of such a name is written.
+    """
+    for path in [path for path in folder.iterdir() if re.fullmatch(names, path.name)]:
+        with contextlib.suppress(OSError):  # it is in no one's way
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def size_text(size: int) -> str:
+    """`size` in bytes, for people: in MiB or, if it is less than one, in KiB, rounded up."""
+    return f"{-(-size >> 20)} MiB" if size >= 1 << 20 else f"{-(-size >> 10)} KiB"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gzip
 import os
+import re
 import shutil
 import stat
 import tarfile
@@ -16,6 +17,7 @@ from typing import IO, Any
 from rnas.data.cache import Progress
 from rnas.data.download import disk_error
 from rnas.errors import RnasError
+from rnas.files import RANDOM, remove_leftovers
 
 MAX_MEMBERS = 1_000_000
 BLOCK = 1 << 20
@@ -30,7 +32,7 @@ def unpack(archive: Path, into: Path, top: str, limit: int, progress: Progress |
     target = into / top
     if target.exists():
         raise RnasError(f"{target} is in the way and incomplete: remove it and start again")
-    temporary = Path(tempfile.mkdtemp(prefix=".unpack-", dir=into))
+    temporary = Path(tempfile.mkdtemp(prefix=f".unpack-{top}-", dir=into))
     try:
         (_unzip if archive.suffix == ".zip" else _untar)(archive, temporary, top, limit, progress)
         if not (temporary / top).is_dir():
@@ -47,6 +49,11 @@ def unpack(archive: Path, into: Path, top: str, limit: int, progress: Progress |
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return target
+
+
+def remove_unpacked(into: Path, top: str) -> None:
+    """Remove what calls of `unpack` that were killed left in `into`. Only for who holds the lock for `top` there."""
+    remove_leftovers(into, rf"\.unpack-{re.escape(top)}-{RANDOM}")
 
 
 class _Bounded:
@@ -82,7 +89,7 @@ def _untar(archive: Path, into: Path, top: str, limit: int, progress: Progress |
                 if regular and path.parts[:1] == (top,):
                     content = tar.extractfile(member)
                     assert content is not None  # it is a regular file
-                    _write(content, into / path, limit, archive)
+                    _write(content, into, path, limit, archive)
                 if progress:
                     progress(f"unpacking {archive.name}", raw.tell(), size)
 
@@ -100,7 +107,7 @@ def _unzip(archive: Path, into: Path, top: str, limit: int, progress: Progress |
         for count, (member, path) in enumerate(zip(members, paths, strict=True), 1):
             if not member.is_dir() and path.parts[:1] == (top,):
                 with z.open(member) as content:
-                    _write(content, into / path, member.file_size, archive)
+                    _write(content, into, path, member.file_size, archive)
             if progress and (count % 1000 == 0 or count == len(members)):
                 progress(f"unpacking {archive.name}", count, len(members))
 
@@ -113,9 +120,13 @@ def _inside(name: str, archive: Path) -> PurePosixPath:
     return path
 
 
-def _write(content: IO[bytes], path: Path, limit: int, archive: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "xb") as out:  # x: a name that comes twice is an error
+def _write(content: IO[bytes], into: Path, path: PurePosixPath, limit: int, archive: Path) -> None:
+    try:
+        (into / path).parent.mkdir(parents=True, exist_ok=True)
+        out = open(into / path, "xb")  # noqa: SIM115 - closed below; x: what is there already is an error
+    except (FileExistsError, NotADirectoryError) as e:
+        raise RnasError(f"{archive} holds '{path}' twice, or a file as a folder: refused") from e
+    with out:
         while block := content.read(BLOCK):
             limit -= len(block)
             if limit < 0:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -18,12 +20,16 @@ from torch import Tensor
 
 from rnas.data.dataset import Dataset, Split
 from rnas.errors import RnasError
-from rnas.files import replacing
+from rnas.files import RANDOM, locked, remove_leftovers, replacing, size_text
 
-MAGIC = b"rnas-u8\1"
+MAGIC = b"rnas-u8\2"
 """The last eight bytes of a cache file, a version number at their end."""
 MAX_TRAILER = 64 << 20
 READ = 16 << 20
+SUM = 4
+"""Bytes of the checksum, CRC-32, of all that is before it."""
+END = 8 + SUM + len(MAGIC)
+"""Bytes behind the trailer: its length, the checksum and MAGIC."""
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
@@ -82,11 +88,26 @@ def cached(
             return dataset
     for path in places:
         if _writable(path.parent):
-            write(path, parse(), source, progress, f"decoding {name}")
-            if (dataset := read(path, name, source)) is None:
-                raise RnasError(f"{path} changed while it was being written: start again")
-            return dataset
+            return _made(path, name, source, parse, progress)
     return _in_memory(name, parse())
+
+
+def _made(path: Path, name: str, source: str, parse: Callable[[], Decoding], progress: Progress | None) -> Dataset:
+    """The data set in the cache file `path`, once it is made, by this process or by another one that was faster."""
+    try:
+        with locked(path.with_name(".lock")) as alone:
+            if (dataset := read(path, name, source)) is None:
+                if alone:
+                    remove_leftovers(path.parent, rf"\..+\.u8\.{RANDOM}\.tmp")
+                write(path, parse(), source, progress, f"decoding {name}")
+                if (dataset := read(path, name, source)) is None:
+                    raise RnasError(f"{path} changed while it was being written: start again")
+            return dataset
+    except OSError as e:
+        raise RnasError(f"cannot write {path}: {e}") from e
+    finally:
+        with contextlib.suppress(OSError):
+            path.parent.rmdir()  # it is empty where decoding failed, and there only
 
 
 def _places(beside: Path, file: str) -> tuple[Path, Path]:
@@ -103,7 +124,7 @@ def _writable(folder: Path) -> bool:
 
 
 def write(path: Path, decoding: Decoding, source: str, progress: Progress | None, label: str) -> None:
-    """Decode into the cache file `path`: images, int64 labels, a JSON trailer, its length (8 bytes), MAGIC.
+    """Decode into the cache file `path`: images, int64 labels, a JSON trailer, its length (8 bytes), CRC-32 (4), MAGIC.
 
     The images are written in sequence and not through a map, so that a full disk is an error and not a crash.
     RnasError if the disk is full.
@@ -131,19 +152,17 @@ def write(path: Path, decoding: Decoding, source: str, progress: Progress | None
                     "test": len(decoding.test_labels),
                     "shape": shape,
                     "flip": decoding.flip,
-                    "crc32": zlib.crc32(labels, checksum),
                 }
             ).encode()
-            out.write(labels + trailer + len(trailer).to_bytes(8, "little") + MAGIC)
+            rest = labels + trailer + len(trailer).to_bytes(8, "little")
+            out.write(rest + zlib.crc32(rest, checksum).to_bytes(SUM, "little") + MAGIC)
     except OSError as e:
-        raise RnasError(
-            f"cannot write {path}: {e.strerror}; {label} takes about {_bytes(decoding, shape) >> 20} MiB there; "
-            "make room"
-        ) from e
+        needed = size_text(_bytes(decoding, shape))
+        raise RnasError(f"cannot write {path}: {e.strerror}; {label} takes about {needed} there; make room") from e
 
 
 def _bytes(decoding: Decoding, shape: tuple[int, ...] | None) -> int:
-    return decoding.count * int(np.prod(shape or (3, 32, 32)))
+    return decoding.count * math.prod(shape or (3, 32, 32))
 
 
 def read(path: Path, name: str, source: str | None = None) -> Dataset | None:
@@ -155,15 +174,12 @@ def read(path: Path, name: str, source: str | None = None) -> Dataset | None:
         with open(path, "rb") as f:
             size = f.seek(0, os.SEEK_END)
             trailer = _trailer(f, size)
-            if trailer is None or (source is not None and trailer["source"] != source):
+            if trailer is None or (source is not None and trailer["source"] != source) or not _intact(f, size):
                 return None
             n, m, shape = trailer["train"], trailer["test"], trailer["shape"]
-            f.seek(0)
-            images, labels = (n + m) * int(np.prod(shape)), 8 * (n + m)
-            if _crc32(f, images + labels) != trailer["crc32"]:
-                return None
+            images = (n + m) * math.prod(shape)
             f.seek(images)
-            y = torch.from_numpy(np.frombuffer(f.read(labels), "<i8").astype(np.int64))
+            y = torch.from_numpy(np.frombuffer(f.read(8 * (n + m)), "<i8").astype(np.int64))
     except OSError:
         return None
     x = _map(path, images).view(n + m, *shape)
@@ -172,28 +188,31 @@ def read(path: Path, name: str, source: str | None = None) -> Dataset | None:
 
 
 def _trailer(f: Any, size: int) -> dict[str, Any] | None:
-    if size < 16:
+    """The trailer if it fits the file's `size`; whether it is undamaged only the checksum tells."""
+    if size < END:
         return None
-    f.seek(size - 16)
+    f.seek(size - END)
     length = int.from_bytes(f.read(8), "little")
-    if f.read(8) != MAGIC or not 0 < length <= min(MAX_TRAILER, size - 16):
+    if f.read(END - 8)[SUM:] != MAGIC or not 0 < length <= min(MAX_TRAILER, size - END):
         return None
-    f.seek(size - 16 - length)
+    f.seek(size - END - length)
     try:
-        trailer = json.loads(f.read(length))
-        samples, shape = trailer["train"] + trailer["test"], tuple(trailer["shape"])
-        whole = samples * (int(np.prod(shape)) + 8) + length + 16 == size
-        return trailer if whole and min(trailer["train"], trailer["test"]) > 0 and len(shape) == 3 else None
-    except (ValueError, KeyError, TypeError):
+        trailer: dict[str, Any] = json.loads(f.read(length))
+        train, test, shape = trailer["train"], trailer["test"], trailer["shape"]
+        whole = (train + test) * (math.prod(shape) + 8) + length + END == size
+        known = trailer.keys() >= {"source", "classes", "flip"}
+        return trailer if whole and known and min(train, test) > 0 and len(shape) == 3 else None
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
 
 
-def _crc32(f: Any, size: int) -> int:
-    checksum = 0
-    while size > 0 and (block := f.read(min(READ, size))):
+def _intact(f: Any, size: int) -> bool:
+    f.seek(0)
+    checksum, left = 0, size - SUM - len(MAGIC)
+    while left > 0 and (block := f.read(min(READ, left))):
         checksum = zlib.crc32(block, checksum)
-        size -= len(block)
-    return checksum
+        left -= len(block)
+    return bool(f.read(SUM) == checksum.to_bytes(SUM, "little"))
 
 
 def _map(path: Path, size: int) -> Tensor:

@@ -6,6 +6,7 @@ This file imports nothing of rnas, because worker processes that run it should s
 from __future__ import annotations
 
 import json
+import stat
 import struct
 import sys
 from functools import cache
@@ -37,6 +38,8 @@ def decode(path: Path, size: int | None = None) -> NDArray[np.uint8]:
     UnreadableError if there is no such image.
     """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe waits for someone to write into it
+            raise UnreadableError("no regular file")
         with Image.open(path, formats=_formats(path.suffix.lower())) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise UnreadableError(f"{image.width}x{image.height} pixels are more than the {MAX_PIXELS} allowed")

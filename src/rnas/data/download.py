@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import http.client
 import os
@@ -11,14 +10,13 @@ import shutil
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rnas.data.cache import Progress
 from rnas.errors import RnasError
+from rnas.files import size_text
 
 TRIES = 4
 """Attempts in a row that may bring not one new byte."""
@@ -26,6 +24,8 @@ PAUSE = 1.0
 """Seconds before the second attempt; each later one waits twice as long."""
 TIMEOUT = 30.0
 BLOCK = 1 << 18
+WRONG = ".wrong"
+"""What is added to the name of a file that arrived and is another than it should be."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,9 @@ class Remote:
 class _Broken(Exception):
     """The transfer ended early and may be continued."""
 
+    restarted = False
+    """Whether the server had been asked to continue, and began at the first byte instead."""
+
 
 def fetch(remote: Remote, folder: Path, mirror: str | None = None, progress: Progress | None = None) -> Path:
     """The file `remote` in `folder`, downloaded if it is not there; its path.
@@ -52,15 +55,17 @@ def fetch(remote: Remote, folder: Path, mirror: str | None = None, progress: Pro
     A transfer that breaks off is continued, at once and by the next call. `mirror` is the address of a folder that
     holds the file. RnasError if the server cannot be reached or has another file, or if the disk is full.
     """
-    target, part = folder / remote.file, folder / f"{remote.file}.part"
-    url = f"{_checked(mirror)}/{remote.file}" if mirror else remote.url
+    target, part, wrong = (folder / f"{remote.file}{end}" for end in ("", ".part", WRONG))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if target.exists():
             verify(remote, target, progress)
-            return target
-        _complete(remote, url, part, progress)
-        _accept(remote, part, target, url, progress)
+        else:
+            url = f"{_checked(mirror)}/{remote.file}" if mirror else remote.url
+            _complete(remote, url, part, progress)
+            _accept(remote, part, target, url, progress)
+        for leftover in (part, wrong):  # of earlier attempts
+            leftover.unlink(missing_ok=True)
     except OSError as e:
         raise RnasError(disk_error(e, target, remote.size)) from e
     return target
@@ -75,34 +80,10 @@ def _checked(mirror: str) -> str:
 def disk_error(e: OSError, path: Path, size: int) -> str:
     """What to tell about an error of the file system that struck while `size` bytes were written to `path`."""
     try:
-        free = f"; {size >> 20} MiB are needed and {shutil.disk_usage(path.parent).free >> 20} are free"
+        free = f"; {size_text(size)} are needed and {size_text(shutil.disk_usage(path.parent).free)} are free"
     except OSError:
         free = ""
     return f"cannot write {path}: {e.strerror or e}{free}; make room, or choose another place with --data-root"
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file `path`, waiting until no one else does. Without effect where there are no such locks."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    while True:
-        with open(path, "wb") as f:
-            try:
-                fcntl.flock(f, fcntl.LOCK_EX)
-            except OSError as e:
-                if e.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):  # some network file systems
-                    raise
-            if not (path.exists() and os.path.samestat(os.fstat(f.fileno()), path.stat())):
-                continue  # who held it has removed the file: another may hold its successor
-            try:
-                yield
-            finally:
-                path.unlink(missing_ok=True)
-            return
 
 
 def verify(remote: Remote, path: Path, progress: Progress | None = None) -> None:
@@ -125,13 +106,17 @@ def _fault(remote: Remote, path: Path, progress: Progress | None) -> str | None:
     return None if digest.hexdigest() == remote.md5 else f"its MD5 is {digest.hexdigest()}, expected {remote.md5}"
 
 
+def _advice(remote: Remote, url: str) -> str:
+    return "give a --mirror" if url == remote.url else "use another mirror"
+
+
 def _accept(remote: Remote, part: Path, target: Path, url: str, progress: Progress | None) -> None:
     if (fault := _fault(remote, part, progress)) is not None:
-        wrong = target.with_name(f"{target.name}.wrong")
+        wrong = target.with_name(target.name + WRONG)
         os.replace(part, wrong)
         raise RnasError(
             f"what came from {url} is not {remote.file}: {fault}; it is kept as {wrong.name}, "
-            "the next call starts afresh; try again or use another mirror"
+            f"the next call starts afresh; try again or {_advice(remote, url)}"
         )
     with open(part, "rb") as f:
         os.fsync(f.fileno())
@@ -144,50 +129,74 @@ def _complete(remote: Remote, url: str, part: Path, progress: Progress | None) -
     if have > remote.size:
         part.unlink()
         have = 0
-    failures = 0
+    failures, restarts, fault = 0, False, ""
     while have < remote.size:
         before = have
         try:
             _transfer(remote, url, part, have, progress)
-            fault = "the connection broke off"
         except (_Broken, http.client.HTTPException) as e:
             fault = str(e) or type(e).__name__
+            restarts = restarts or getattr(e, "restarted", False)
         have = part.stat().st_size if part.exists() else 0
         if have >= remote.size:
             return
         failures = 0 if have > before else failures + 1
         if failures == TRIES:
             raise RnasError(
-                f"cannot download {url}: {fault}; {have:,} of {remote.size:,} bytes are here and the next call "
-                f"continues; without internet, put {remote.file} into {part.parent} or give a --mirror"
+                f"cannot download {url}: {fault}; {_outlook(have, remote.size, restarts)}; without internet, put "
+                f"{remote.file} into {part.parent}, or {_advice(remote, url)}"
             )
         time.sleep(PAUSE * 2**failures if failures else 0)
 
 
+def _outlook(have: int, size: int, restarts: bool) -> str:
+    if restarts:
+        return "this server cannot continue a download, so the next call starts again at the first byte"
+    return f"{have:,} of {size:,} bytes are here and the next call continues" if have else "nothing has arrived"
+
+
 def _transfer(remote: Remote, url: str, part: Path, have: int, progress: Progress | None) -> None:
+    with _request(remote, url, part, have) as response:
+        start = _start(response, remote, url, have)
+        try:
+            with open(part, "r+b" if start else "wb") as out:
+                out.seek(start)
+                out.truncate()
+                whole = _copy(response, out, remote, start, progress)
+        except _Broken as e:
+            e.restarted = start < have
+            raise
+    if not whole:
+        part.unlink()  # the next call would take it for the beginning of the file
+        raise RnasError(f"{url} sends more than the {remote.size:,} bytes of {remote.file}; {_advice(remote, url)}")
+
+
+def _request(remote: Remote, url: str, part: Path, have: int) -> Any:
+    """The server's response, which goes on from byte `have` if the server can. _Broken if it may be asked again."""
     headers = {"User-Agent": "rnas", "Accept-Encoding": "identity"}
     if have:
         headers["Range"] = f"bytes={have}-"
     try:
-        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
+        return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
     except urllib.error.HTTPError as e:
         e.close()
+        answer = f"the server answers {e.code} {_reason(e)}"
         if e.code == 416:  # the server's file ends before ours
             part.unlink()
             raise _Broken("the server has fewer bytes than are here already") from e
         if e.code in (408, 425, 429) or e.code >= 500:
-            raise _Broken(f"the server answers {e.code} {e.reason}") from e
-        raise RnasError(f"cannot download {url}: the server answers {e.code} {e.reason}; try a --mirror") from e
+            raise _Broken(answer) from e
+        raise RnasError(f"cannot download {url}: {answer}; {_advice(remote, url)}") from e
     except (ValueError, http.client.InvalidURL) as e:
         raise RnasError(f"{url} is no address: {e}") from e
     except OSError as e:
         raise _Broken(str(getattr(e, "reason", e))) from e
-    with response:
-        start = _start(response, remote, url, have)
-        with open(part, "r+b" if start else "wb") as out:
-            out.seek(start)
-            out.truncate()
-            _copy(response, out, remote, url, start, progress)
+
+
+def _reason(e: urllib.error.HTTPError) -> str:
+    if "infinite loop" in str(e.reason):  # urllib tells it in three lines
+        return "and redirects in circles"
+    return " ".join(str(e.reason).split())
 
 
 def _start(response: Any, remote: Remote, url: str, have: int) -> int:
@@ -200,21 +209,26 @@ def _start(response: Any, remote: Remote, url: str, have: int) -> int:
     else:
         start, total = 0, response.headers.get("Content-Length", "*")
     if total != "*" and total != str(remote.size):
-        raise RnasError(f"{url} has {total} bytes, {remote.file} {remote.size}: it is another file; check the mirror")
+        raise RnasError(
+            f"{url} has {total} bytes, {remote.file} {remote.size}: it is another file; {_advice(remote, url)}"
+        )
     return start
 
 
-def _copy(response: Any, out: Any, remote: Remote, url: str, done: int, progress: Progress | None) -> None:
+def _copy(response: Any, out: Any, remote: Remote, done: int, progress: Progress | None) -> bool:
+    """Write the response to `out`, where `done` bytes are already; False if there are too many. _Broken if too few."""
     while True:
         try:
             block = response.read(BLOCK)
         except (OSError, http.client.HTTPException) as e:
             raise _Broken(str(e) or "the connection broke off") from e
-        if not block:
-            return
         done += len(block)
         if done > remote.size:
-            raise RnasError(f"{url} sends more than the {remote.size:,} bytes of {remote.file}: check the mirror")
+            return False
+        if not block and done < remote.size:
+            raise _Broken("the connection broke off")
+        if not block:
+            return True
         out.write(block)
         if progress:
             progress(f"downloading {remote.file}", done, remote.size)

@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rnas.data.archives import unpack
+from rnas.data.archives import remove_unpacked, unpack
 from rnas.data.arrays import resize
 from rnas.data.cache import Decoding, Progress, cached, fingerprint
 from rnas.data.dataset import Dataset
-from rnas.data.download import Remote, fetch, locked, verify
+from rnas.data.download import Remote, fetch
 from rnas.data.images import decode_all
 from rnas.errors import RnasError
+from rnas.files import locked
 
 MAX_FILE = 4 << 30
 """No file of these data sets has more bytes."""
@@ -70,7 +71,9 @@ def obtain(
         return folder, False
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with locked(root / f".{official.name}.lock"):
+        with locked(root / f".{official.folder}.lock") as alone:
+            if alone:
+                remove_unpacked(root, official.folder)
             if (folder := locate(official, root)) is None:
                 _obtain(official, root, mirror or os.environ.get("RNAS_MIRROR") or None, progress)
                 folder = locate(official, root)
@@ -88,12 +91,8 @@ def _obtain(official: Official, root: Path, mirror: str | None, progress: Progre
             if not (root / official.folder / remote.file).exists():
                 fetch(remote, root / official.folder, mirror, progress)
             continue
-        archive = root / remote.file
-        ours = not archive.exists()
-        if ours:
-            fetch(remote, root, mirror, progress)
-        else:
-            verify(remote, archive, progress)
+        ours = not (root / remote.file).exists()
+        archive = fetch(remote, root, mirror, progress)
         unpack(archive, root, official.folder, official.limit, progress)
         if ours:
             archive.unlink()
