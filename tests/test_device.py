@@ -14,6 +14,7 @@ from benchmarks.kernels import count, kernels
 from torch import Tensor
 
 from rnas.attacks import CW, FGSM, PGD
+from rnas.data import Split, batches
 from rnas.frozen import _Fast
 from rnas.methods.rnas import Rnas
 from rnas.nets.fast import FastSupernet
@@ -80,6 +81,22 @@ def test_the_fast_supernet_launches_a_fraction_of_the_kernels() -> None:
     for step, launched in count().items():
         assert launched["fast"] < 0.3 * launched["published"], (step, launched)
         assert launched["fast"] < 0.35 * launched["frozen"], (step, launched)
+
+
+def test_a_batch_launches_under_three_percent_of_a_step() -> None:
+    """Of the cheapest there is: clean training of a ResNet18. What it takes on a GPU, tests/test_data_batches.py asks."""
+    pixels, labels = torch.zeros(64, 3, 32, 32, dtype=torch.uint8), torch.zeros(64, dtype=torch.long)
+    split = Split(pixels, labels).to(META)
+    drawn = batches(split, 16, seed=0, augment=True, device=META)
+    next(drawn)  # the epoch's draws
+    batch = kernels(lambda: next(drawn))
+    with META:
+        net = build("ResNet18", classes=10)
+    thetas, (x, y) = list(net.parameters()), images()
+    optimizer = torch.optim.SGD(thetas, 0.1, momentum=0.9, weight_decay=3e-4)
+    weight_step(net, thetas, optimizer, None, x, y, clip=5.0)  # the optimiser's state
+    step = kernels(lambda: weight_step(net, thetas, optimizer, None, x, y, clip=5.0))
+    assert 0 < batch < 0.03 * step, (batch, step)
 
 
 def test_views_are_no_kernels() -> None:
