@@ -84,7 +84,7 @@ def test_the_fast_supernet_launches_a_fraction_of_the_kernels() -> None:
 
 
 def test_a_batch_launches_under_three_percent_of_a_step() -> None:
-    """Of the cheapest there is: clean training of a ResNet18. What it takes on a GPU, tests/test_data_batches.py asks."""
+    """Of the cheapest there is: clean training of a ResNet18. Its time is test_data_batches.py's to ask."""
     pixels, labels = torch.zeros(64, 3, 32, 32, dtype=torch.uint8), torch.zeros(64, dtype=torch.long)
     split = Split(pixels, labels).to(META)
     drawn = batches(split, 16, seed=0, augment=True, device=META)
