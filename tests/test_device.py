@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from benchmarks import search_step
 from benchmarks.kernels import count, kernels
 from torch import Tensor
 
@@ -76,8 +77,9 @@ def test_an_attack_never_waits_for_the_device(attack: FGSM | PGD | CW) -> None:
     assert attack.perturb(supernet().eval().frozen_view(), x, y).device == META
 
 
-def test_the_fast_supernet_launches_a_fraction_of_the_kernels() -> None:
-    """Of the plain one's, at the paper's size: a GPU that waits for launches is as fast as they are few."""
+def test_the_fast_supernet_launches_a_fraction_of_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the plain one's: a GPU that waits for launches is as fast as they are few. Three cells of the paper's eight."""
+    monkeypatch.setattr(search_step, "SearchSpace", lambda: SearchSpace(cells=3, channels=2))
     for step, launched in count().items():
         assert launched["fast"] < 0.3 * launched["published"], (step, launched)
         assert launched["fast"] < 0.35 * launched["frozen"], (step, launched)

@@ -7,8 +7,8 @@ import errno
 import json
 import os
 import re
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 from rnas.errors import RnasError
 
 RANDOM = "[a-z0-9_]{8}"
-"""As a regular expression: what `tempfile` puts between a temporary name's beginning and its end."""
+"""As a regular expression: what is between a temporary name's beginning and its end."""
 
 
 @contextmanager
@@ -26,23 +26,20 @@ def replacing(path: Path) -> Iterator[Path]:
 
     On an exception the temporary file is removed and `path` stays as it was.
     """
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    except OSError as e:
-        raise RnasError(f"cannot write {path}: {e.strerror}; choose a folder that you may write to") from e
-    os.close(handle)
-    temporary = Path(name)
-    try:
+        try:  # created in here, not before: a signal may come at any moment
+            path.parent.mkdir(parents=True, exist_ok=True)
+            os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+        except OSError as e:
+            raise RnasError(f"cannot write {path}: {e.strerror}; choose a folder that you may write to") from e
         yield temporary
         with open(temporary, "rb") as f:
             os.fsync(f.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp made it private
         os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # gone already, or its folder was never there
+            temporary.unlink()
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -78,10 +75,14 @@ def locked(path: Path) -> Iterator[bool]:
     It cannot, and nothing is waited for, where there are no such locks: on Windows and some network file systems.
     """
     while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:  # no link is followed: the folder may be of foreign making
+            path.parent.mkdir(parents=True, exist_ok=True)
             lock = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         except FileNotFoundError:  # who held the lock has removed it and the folder, which was empty
+            continue
+        except FileExistsError:  # or has done so while the folder was looked at
+            if path.parent.exists() and not path.parent.is_dir():
+                raise
             continue
         try:
             held = _lock(lock)
