@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import collections
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +48,10 @@ def kernels(run: Callable[[], object]) -> int:
     return counted.counts.total()
 
 
-def count() -> dict[str, dict[str, int]]:
-    """Kernels of each step of each variant; the number of images does not matter."""
+def count(names: Sequence[str] = tuple(PASSES)) -> dict[str, dict[str, int]]:
+    """Kernels of each of the steps `names` of each variant; the number of images does not matter."""
     steps = {variant: Steps(variant, 2, "meta", Precision()) for variant in VARIANTS}
-    counts = {step: {v: kernels(s.prepare(step)) for v, s in steps.items()} for step in PASSES}
+    counts = {step: {v: kernels(s.prepare(step)) for v, s in steps.items()} for step in names}
     counts["pgd"]["fast"] += round(kernels(steps["fast"].fold) / ATTACK_STEPS)
     return counts
 

@@ -78,9 +78,9 @@ def test_an_attack_never_waits_for_the_device(attack: FGSM | PGD | CW) -> None:
 
 
 def test_the_fast_supernet_launches_a_fraction_of_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the plain one's: a GPU that waits for launches is as fast as they are few. Three cells of the paper's eight."""
+    """Of the plain one's: a GPU that waits for launches is as fast as they are few. Three cells of eight."""
     monkeypatch.setattr(search_step, "SearchSpace", lambda: SearchSpace(cells=3, channels=2))
-    for step, launched in count().items():
+    for step, launched in count(("pgd", "weight")).items():
         assert launched["fast"] < 0.3 * launched["published"], (step, launched)
         assert launched["fast"] < 0.35 * launched["frozen"], (step, launched)
 
