@@ -13,11 +13,10 @@ from torch import nn
 
 from rnas.attacks import PGD
 from rnas.errors import RnasError
-from rnas.frozen import frozen
 from rnas.methods.projection import ROUND
-from rnas.precision import Precision
+from rnas.precision import Precision, full_precision
 from rnas.settings import Evaluate, Search, Train
-from rnas.steps import FP32, weight_step
+from rnas.steps import FP32, frozen_for, weight_step
 
 FORWARD = 1 / 3
 """Cost of a forward pass in gradient passes: a backward pass costs about two."""
@@ -53,16 +52,17 @@ class Facts:
     image_size: tuple[int, int]
 
 
+@full_precision()
 def measure(net: nn.Module, about: Facts, batch: int, device: torch.device, precision: Precision = FP32) -> Speed:
-    """Time one gradient pass and one training step of `net` on `batch` random images."""
+    """Time one gradient pass and one training step of `net` on `batch` random images, as a run computes them."""
     net.to(device)
     attack = PGD(steps=1, random_start=False)
     parameters = list(getattr(net, "thetas", net.parameters()))
     optimizer = torch.optim.SGD(parameters, lr=0.0)
     x = torch.rand(batch, 3, *about.image_size, device=device, generator=torch.Generator(device).manual_seed(0))
     y = torch.arange(batch, device=device) % about.classes
-    with precision.autocast(device), frozen(net) as fixed:
-        gradient = _mean_time(lambda: attack.perturb(precision.of(fixed), x, y), device)
+    with frozen_for(net, device, precision) as fixed:
+        gradient = _mean_time(lambda: attack.perturb(fixed, x, y), device)
     step = partial(weight_step, net, parameters, optimizer, None, x, y, clip=5.0, precision=precision)
     weights = _mean_time(step, device)
     return Speed(gradient / batch, weights / batch)

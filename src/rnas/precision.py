@@ -44,8 +44,8 @@ class Precision:
 def pass_dtype(x: Tensor) -> torch.dtype:
     """The number format of activations that follow from `x`: autocast's where it is on, or else that of `x`."""
     kind = x.device.type
-    cast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    return torch.get_autocast_dtype(kind) if cast else x.dtype
+    casting = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if casting else x.dtype
 
 
 # Where torch keeps precisions, parents before children: a child that says "none" does as its parent does. The public

@@ -57,13 +57,13 @@ def training_attack(perturbation: Perturbation, data: Dataset) -> PGD:
 
 def craft(attack: PGD, net: nn.Module, x: Tensor, y: Tensor, precision: Precision = FP32) -> Tensor:
     """Adversarial images against `net` in eval mode; the network is left as it was."""
-    with _frozen(net, x.device, precision) as fixed:
+    with frozen_for(net, x.device, precision) as fixed:
         return attack.perturb(fixed, x, y)
 
 
 @contextmanager
-def _frozen(net: nn.Module, device: torch.device, precision: Precision) -> Iterator[Model]:
-    """`frozen`, folded for passes in `precision`, and computing them."""
+def frozen_for(net: nn.Module, device: torch.device, precision: Precision) -> Iterator[Model]:
+    """`frozen`, folded for passes on `device` in `precision`, and computing them."""
     with ExitStack() as until_the_end:
         with precision.autocast(device):
             fixed = until_the_end.enter_context(frozen(net))
@@ -72,7 +72,7 @@ def _frozen(net: nn.Module, device: torch.device, precision: Precision) -> Itera
 
 def craft_away(attack: PGD, net: nn.Module, x: Tensor, precision: Precision = FP32) -> Tensor:
     """TRADES's adversarial images: PGD that drives the prediction away from the clean one, whatever the label."""
-    with _frozen(net, x.device, precision) as fixed:
+    with frozen_for(net, x.device, precision) as fixed:
         with torch.no_grad():
             clean = fixed(x).log_softmax(1)
         x_adv = (x + 1e-3 * torch.randn_like(x)).clamp_(0, 1)  # KL has no slope at x itself

@@ -128,8 +128,8 @@ def _draw(name: str) -> float:
 
 def _check_stray(folder: Path) -> None:
     """RnasError if images lie beside the class folders: they would be left out without a word."""
-    stray = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-    stray = [name for name in stray if not name.startswith(".")]
+    files = (p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+    stray = sorted(p.name for p in files if p.suffix.lower() in IMAGE_SUFFIXES)
     if stray:
         more = f" and {len(stray) - 1} more" if len(stray) > 1 else ""
         raise RnasError(

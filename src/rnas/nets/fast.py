@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rnas.nets import fast_cpu, fast_gpu
-from rnas.nets.fast_cpu import scale_and_shift
 from rnas.nets.fast_kernels import arrange
-from rnas.nets.fast_nodes import Convolving, Rule, Source, TrainRule
+from rnas.nets.fast_nodes import Convolving, Rule, Source, TrainRule, scale_and_shift
 from rnas.nets.supernet import MixedOperation, Supernet, SupernetCell
 from rnas.precision import pass_dtype
 from rnas.settings import SearchSpace

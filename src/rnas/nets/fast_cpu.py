@@ -7,7 +7,6 @@ directions (`fast_kernels`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from rnas.nets.fast_functions import mix, mix_folded, normalize
 from rnas.nets.fast_kernels import avg_pool
-from rnas.nets.fast_nodes import Convolving, Leaving, Rule, Source, TrainRule, follow, is_pointwise
+from rnas.nets.fast_nodes import Convolving, Leaving, Rule, Source, TrainRule, follow, is_pointwise, scale_and_shift
 from rnas.ops import FactorizedReduce
 from rnas.precision import pass_dtype
 
@@ -40,14 +39,6 @@ def _folded(operation: Convolving, alpha: Tensor | None = None) -> tuple[list[Te
         tensors[1:2] = [tensors[1] * middle_scale[:, None], middle_shift]
     # A kernel is the parameter itself: constant too, where nothing is to be differentiated.
     return (tensors if torch.is_grad_enabled() else [t.detach() for t in tensors]), shift
-
-
-def scale_and_shift(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """BN with running statistics as x · scale + shift, each (C,)."""
-    scale = (cast(Tensor, bn.running_var) + bn.eps).rsqrt()
-    scale = scale if bn.weight is None else scale * bn.weight
-    shift = -cast(Tensor, bn.running_mean) * scale
-    return scale, shift if bn.bias is None else shift + bn.bias
 
 
 def _pools(source: Source, x: Tensor) -> list[Tensor]:

@@ -51,6 +51,14 @@ def is_pointwise(conv: nn.Conv2d) -> bool:
     return conv.kernel_size == (1, 1)
 
 
+def scale_and_shift(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """BN with running statistics as x · scale + shift, each (C,)."""
+    scale = (cast(Tensor, bn.running_var) + bn.eps).rsqrt()
+    scale = scale if bn.weight is None else scale * bn.weight
+    shift = -cast(Tensor, bn.running_mean) * scale
+    return scale, shift if bn.bias is None else shift + bn.bias
+
+
 @dataclass(frozen=True)
 class Leaving:
     """What leaves a node: on each of its edges the same operations."""
