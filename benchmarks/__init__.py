@@ -1,5 +1,5 @@
-"""Benchmarks, with OpenMP's threads as the command line sets them, which must be before torch is imported."""
+"""Benchmarks, in a process that is set as the command line sets its own, which must be before torch is imported."""
 
-import os
+from rnas import process
 
-os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # docs/decisions/004
+process.settle()

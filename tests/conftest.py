@@ -1,11 +1,11 @@
-"""What every test relies on: threads that do not spin, and torch's generators as they were at the start of a run."""
+"""What every test relies on: a process as the command line's, and torch's generators as at the start of a run."""
 
-import os
+from rnas import process
 
-os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # before torch: see rnas.cli
+process.settle()  # before torch is imported
 
-import pytest
-import torch
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 import re
 import signal
 import sys
@@ -17,13 +16,12 @@ from typing import Annotated, Any
 import tyro
 
 import rnas
+from rnas import process
 from rnas.console import Console
 from rnas.errors import RnasError
 from rnas.settings import Compare, Data, Distortion, Evaluate, Export, Report, Reproduce, Run, Search, Train, Zoo
 
-# Threads that spin for long while they wait slow each other down without bound where other programs share the cores;
-# ones that never spin are slow on idle cores (docs/decisions/004). OpenMP reads this when torch is imported.
-os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+process.settle()
 
 _Sub = tyro.conf.subcommand
 Command = (
