@@ -13,6 +13,7 @@ and the steps of an iteration:
   alpha       α's gradient on clean and adversarial images (train mode, Eq. 8)
   projection  α's gradient of the network vulnerability (train mode, Eq. 9)
   iteration   14 pgd + weight + alpha, from the medians
+On a GPU the fast pgd step is a seventh of a whole attack as a search makes it, recorded or not (`rnas.graphs`).
 The floor of a step is its multiply-adds at the rate of a large matrix product, beside the bytes that its convolutions
 must read and write at the rate of a copy. On a CPU peak memory is measured at --memory-batch-size in processes of their
 own, on a GPU at every batch size. From the steps follows what the paper's whole search would cost.
@@ -21,11 +22,13 @@ own, on a GPU at every batch size. From the steps follows what the paper's whole
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +38,7 @@ from benchmarks.projected import duration, search_seconds
 from benchmarks.timing import (
     add_options,
     clock,
+    fits,
     gpu_peak_mib,
     in_ms,
     interleaved,
@@ -47,6 +51,7 @@ from benchmarks.timing import (
     settle,
     times,
 )
+from rnas.attacks import PGD
 from rnas.attacks.norms import project, steepest
 from rnas.frozen import unfolded
 from rnas.nets import fast
@@ -55,7 +60,7 @@ from rnas.nets.fast import FastSupernet
 from rnas.nets.supernet import Supernet
 from rnas.precision import Precision, full_precision
 from rnas.settings import SearchSpace
-from rnas.steps import choose_precision
+from rnas.steps import choose_precision, craft
 from rnas.vulnerability import network_vulnerability
 
 VARIANTS = ("published", "frozen", "fast")
@@ -141,6 +146,9 @@ def measure(batch_size: int, rounds: int, device: str, precision: Precision) -> 
     folding = median(interleaved({"": steps["fast"].fold}, rounds, device)[""])
     if seconds["pgd"]["fast"] is not None and folding is not None:
         seconds["pgd"]["fast"] += folding / ATTACK_STEPS
+    whole_attack = attacks(steps["fast"], rounds, device)
+    if device == "cuda" and whole_attack["as chosen"] is not None:
+        seconds["pgd"]["fast"] = whole_attack["as chosen"] / ATTACK_STEPS
     of_variant = {v: {step: values[v] for step, values in seconds.items()} for v in VARIANTS}
     whole = {v: {step: t for step, t in of.items() if t is not None} for v, of in of_variant.items()}
     whole = {v: of for v, of in whole.items() if len(of) == len(PASSES)}
@@ -153,8 +161,22 @@ def measure(batch_size: int, rounds: int, device: str, precision: Precision) -> 
         "seconds": seconds,
         "papers_search_seconds": {v: search_seconds(of, batch_size) for v, of in whole.items()},
         "folding_seconds": folding,
+        "attack_seconds": whole_attack,
         "samples": samples,
     }
+
+
+def attacks(steps: Steps, rounds: int, device: str) -> dict[str, float | None]:
+    """Seconds of a whole attack on the fast supernet: kernel by kernel, and as a search does it (`rnas.graphs`)."""
+
+    def run(graphs: str) -> None:
+        with mock.patch.dict(os.environ, RNAS_CUDA_GRAPHS=graphs):
+            craft(PGD(steps=ATTACK_STEPS), steps.net, steps.x, steps.y, steps.precision)
+
+    variants = {"launched": partial(run, "0"), "as chosen": partial(run, "1")}
+    for _ in range(2 if device == "cuda" else 0):  # the second call chooses
+        fits(variants["as chosen"])
+    return {variant: median(of) for variant, of in interleaved(variants, rounds, device).items()}
 
 
 def iteration(seconds: Mapping[str, float]) -> float:
@@ -242,6 +264,8 @@ def report(run: dict[str, Any]) -> str:
         rate = "-" if seconds is None else f"{size / seconds:.1f}"
         marks = [times(of[v], BARS[v].get(step)) for v in ("published", "frozen")]
         lines.append(f"{step:12}{marks[0]:>16}{marks[1]:>16}{in_ms(seconds):>10}{rate:>10}{least:>10}")
+    of_attack = ", ".join(f"{variant} {in_ms(seconds)} ms" for variant, seconds in run["attack_seconds"].items())
+    lines.append(f"an attack of {ATTACK_STEPS} steps, fast: {of_attack}")
     for step, peaks in run.get("peak_mib", {}).items():
         shown = ", ".join(f"{v} {'no room' if mib is None else f'{mib:.0f}'}" for v, mib in peaks.items())
         lines.append(f"peak MiB at batch size {run['memory_batch_size']}, {step}: {shown}")

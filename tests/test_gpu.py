@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 
 import rnas
+from rnas import graphs
 from rnas.attacks import PGD
 from rnas.cli import main
 from rnas.data import load
 from rnas.methods.rnas import Rnas
 from rnas.nets.fast import FastSupernet
+from rnas.precision import Precision
 from rnas.settings import Search, SearchSpace
-from rnas.steps import Running, weight_step
+from rnas.steps import Running, craft, weight_step
 
 pytestmark = pytest.mark.gpu
 SMALL = (
@@ -67,10 +70,40 @@ def test_no_step_of_a_search_makes_the_host_wait(precision: str, save_memory: bo
         running.add(*method.arch_step(x, y), y)
         torch.autograd.grad(method.vulnerability(x, x, method.precision), net.alphas)
 
-    steps()  # prepares kernels and optimisers
+    for _ in range(2):  # prepares kernels and optimisers; tries a recording of the attack
+        steps()
     torch.cuda.set_sync_debug_mode("error")
     try:
         steps()
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert torch.isfinite(running.sums).all()
+
+
+@pytest.mark.parametrize("precision", [Precision(), Precision(bf16=True)], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("arch", ["supernet", "RNAS-L", "ResNet18"])
+def test_a_recorded_attack_is_the_attack(arch: str, precision: Precision, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A warning (the recording failed, or gave another result) fails the test too."""
+    monkeypatch.setattr(graphs, "pays", lambda launched, replayed_in: True)
+    torch.manual_seed(0)
+    if arch == "supernet":
+        net: torch.nn.Module = FastSupernet(SearchSpace(cells=3, channels=4, nodes=2), 10).cuda()
+    else:
+        net = rnas.build(arch, classes=10, **({} if arch == "ResNet18" else {"cells": 5, "channels": 8})).cuda()
+    optimizer = torch.optim.SGD(net.parameters(), 0.01)
+    y = torch.arange(8, device="cuda")
+    for step in range(5):
+        x = torch.rand(8, 3, 32, 32, device="cuda")
+        before = torch.cuda.get_rng_state()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", RuntimeWarning)
+            replayed = craft(PGD(), net, x, y, precision)
+        after = torch.cuda.get_rng_state()
+        torch.cuda.set_rng_state(before)
+        with monkeypatch.context() as patch:
+            patch.setenv("RNAS_CUDA_GRAPHS", "0")
+            launched = craft(PGD(), net, x, y, precision)
+        assert torch.equal(torch.cuda.get_rng_state(), after), step
+        assert (replayed - launched).abs().mean() < 0.1 * (launched - x).abs().mean(), step
+        weight_step(net, list(net.parameters()), optimizer, None, launched, y, clip=5.0)
+    assert any(isinstance(r, graphs.Recorded) for r in graphs._kept[net].recorded.values())

@@ -19,6 +19,7 @@ from rnas.console import Console
 from rnas.data import Dataset, load
 from rnas.errors import RnasError
 from rnas.frozen import Model, frozen
+from rnas.graphs import replayed
 from rnas.nets.fast_kernels import arranged_for
 from rnas.precision import Precision
 from rnas.settings import Perturbation, Source
@@ -57,8 +58,14 @@ def training_attack(perturbation: Perturbation, data: Dataset) -> PGD:
 
 def craft(attack: PGD, net: nn.Module, x: Tensor, y: Tensor, precision: Precision = FP32) -> Tensor:
     """Adversarial images against `net` in eval mode; the network is left as it was."""
-    with frozen_for(net, x.device, precision) as fixed:
-        return attack.perturb(fixed, x, y)
+
+    def perturbed(x: Tensor, y: Tensor) -> Tensor:
+        with frozen_for(net, x.device, precision) as fixed:
+            return attack.perturb(fixed, x, y)
+
+    if attack.seed is not None or attack.any_iterate:  # the host draws, or decides
+        return perturbed(x, y)
+    return replayed(perturbed, net, (attack, precision), x, y)
 
 
 @contextmanager
@@ -72,14 +79,18 @@ def frozen_for(net: nn.Module, device: torch.device, precision: Precision) -> It
 
 def craft_away(attack: PGD, net: nn.Module, x: Tensor, precision: Precision = FP32) -> Tensor:
     """TRADES's adversarial images: PGD that drives the prediction away from the clean one, whatever the label."""
-    with frozen_for(net, x.device, precision) as fixed:
-        with torch.no_grad():
-            clean = fixed(x).log_softmax(1)
-        x_adv = (x + 1e-3 * torch.randn_like(x)).clamp_(0, 1)  # KL has no slope at x itself
-        for _ in range(attack.steps):
-            gradient, _ = ascent_direction(fixed, x_adv, clean, _divergence)
-            x_adv = project(x_adv + attack.step * steepest(gradient, attack.norm), x, attack.eps, attack.norm)
-    return x_adv
+
+    def perturbed(x: Tensor) -> Tensor:
+        with frozen_for(net, x.device, precision) as fixed:
+            with torch.no_grad():
+                clean = fixed(x).log_softmax(1)
+            x_adv = (x + 1e-3 * torch.randn_like(x)).clamp_(0, 1)  # KL has no slope at x itself
+            for _ in range(attack.steps):
+                gradient, _ = ascent_direction(fixed, x_adv, clean, _divergence)
+                x_adv = project(x_adv + attack.step * steepest(gradient, attack.norm), x, attack.eps, attack.norm)
+        return x_adv
+
+    return replayed(perturbed, net, (attack, precision, "away"), x)
 
 
 def _divergence(logits: Tensor, clean: Tensor) -> Tensor:

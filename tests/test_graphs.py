@@ -1,0 +1,235 @@
+"""Recorded attacks, without a GPU: the recording is emulated, operation by operation, on the CPU.
+
+As with a CUDA graph, what is replayed reads and writes the memory that was there when it was recorded: a number that
+the host had read, or a tensor that somebody replaces, would be stale. CUDA itself is not emulated (test_gpu.py).
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from rnas import graphs
+from rnas.attacks import PGD
+from rnas.nets.fast import FastSupernet
+from rnas.nets.zoo import build
+from rnas.precision import Precision
+from rnas.settings import SearchSpace
+from rnas.steps import craft, craft_away, weight_step
+
+ATTACK = PGD(steps=2)
+
+
+class Tape(TorchDispatchMode):
+    """Every operation of torch, in order, with the tensors that it read and wrote."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entries: list[tuple[Any, Any, Any, Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.entries.append((func, args, kwargs or {}, result))
+        return result
+
+    def replay(self) -> None:
+        for func, args, kwargs, result in self.entries:
+            aliases = [r.alias_info for r in func._schema.returns]
+            if any(a is not None and not a.is_write for a in aliases):
+                continue  # a view of memory that is filled already
+            again = func(*args, **kwargs)
+            if not any(aliases):
+                for old, new in zip(tensors(result), tensors(again), strict=True):
+                    old.copy_(new)
+
+
+def tensors(result: Any) -> list[Tensor]:
+    return [r for r in (result if isinstance(result, tuple | list) else [result]) if isinstance(r, Tensor)]
+
+
+def emulated(run: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], None], Tensor]:
+    with Tape() as tape:
+        output = run()
+
+    def replay() -> None:
+        with torch.no_grad():
+            tape.replay()
+
+    return replay, output
+
+
+@pytest.fixture(autouse=True)
+def recording(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU where replaying is always quicker."""
+    monkeypatch.setattr(graphs, "recordable", lambda device: True)
+    monkeypatch.setattr(graphs, "record", emulated)
+    monkeypatch.setattr(graphs, "pays", lambda launched, replayed_in: True)
+
+
+def batch(n: int = 4, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(n, 3, 16, 16, generator=generator), torch.arange(n)
+
+
+def supernet() -> FastSupernet:
+    return FastSupernet(SearchSpace(cells=2, channels=4, nodes=2), 10)
+
+
+def recordings(net: nn.Module) -> list[graphs.Recorded | None]:
+    kept = graphs._kept.get(net)
+    return [] if kept is None else list(kept.recorded.values())
+
+
+NETS = {
+    "supernet": supernet,
+    "RNAS-L": lambda: build("RNAS-L", classes=10, cells=3, channels=4, image_size=(16, 16)),
+    "ResNet18": lambda: build("ResNet18", classes=10),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "crafting"),
+    [
+        ("supernet", Precision(), "PGD"),
+        ("supernet", Precision(bf16=True), "PGD"),
+        ("supernet", Precision(), "TRADES"),
+        ("RNAS-L", Precision(), "PGD"),
+        ("ResNet18", Precision(), "PGD"),
+    ],
+)
+def test_replays_follow_the_network_and_the_images(
+    name: str, precision: Precision, crafting: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights, α and running statistics change in place from step to step: the recording folds them anew."""
+    monkeypatch.setattr("rnas.nets.fast.on_cpu", lambda x: False)
+    torch.manual_seed(1)
+    recorded = NETS[name]()
+    launched = copy.deepcopy(recorded)
+    crafted = []
+    for net in (recorded, launched):
+        monkeypatch.setattr(graphs, "recordable", lambda device, on=net is recorded: on)
+        torch.manual_seed(2)
+        optimizer = torch.optim.SGD(net.parameters(), 0.05)
+        images = []
+        for step in range(4):
+            x, y = batch(seed=step)
+            if crafting == "TRADES":
+                images.append(craft_away(ATTACK, net, x, precision))
+            else:
+                images.append(craft(ATTACK, net, x, y, precision))
+            weight_step(net, list(net.parameters()), optimizer, None, images[-1], y, clip=5.0)
+        crafted.append(torch.stack(images))
+    assert [type(r) for r in recordings(recorded)] == [graphs.Recorded]
+    assert recordings(launched) == []
+    steps = (crafted[0] - crafted[1]).abs().amax((1, 2, 3, 4))
+    assert (steps < 1e-6).all(), steps
+    assert not torch.equal(crafted[0][2], crafted[0][3])
+
+
+def test_what_is_drawn_is_what_is_drawn_without_recordings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or else a run would depend on which way was quicker."""
+    states = []
+    for on in (True, False):
+        monkeypatch.setattr(graphs, "recordable", lambda device, on=on: on)
+        torch.manual_seed(3)
+        net = supernet()
+        for _ in range(4):
+            craft(ATTACK, net, *batch())
+        states.append(torch.get_rng_state())
+    assert torch.equal(*states)
+
+
+def test_what_does_not_pay_is_launched_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "pays", lambda launched, replayed_in: False)
+    net = supernet()
+    images = []
+    for _ in range(4):
+        torch.manual_seed(4)
+        images.append(craft(ATTACK, net, *batch()))
+    assert recordings(net) == [None]
+    assert all(torch.equal(images[0], x) for x in images)
+
+
+@pytest.mark.parametrize("failure", ["raises", "wrong result"])
+def test_a_recording_that_fails_is_reported_and_not_tried_again(failure: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries = []
+
+    def failing(run: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], None], Tensor]:
+        tries.append(device)
+        if failure == "raises":
+            raise torch.OutOfMemoryError("out of memory\nand a long explanation")
+        return lambda: None, torch.zeros(4, 3, 16, 16)
+
+    net = supernet()
+    torch.manual_seed(5)
+    expected = [craft(ATTACK, copy.deepcopy(net), *batch()) for _ in range(4)]
+    monkeypatch.setattr(graphs, "record", failing)
+    torch.manual_seed(5)
+    images = [craft(ATTACK, net, *batch())]
+    with pytest.warns(RuntimeWarning, match="out of memory\\)" if failure == "raises" else "another result") as warned:
+        images += [craft(ATTACK, net, *batch()) for _ in range(3)]
+    assert (len(warned), len(tries), recordings(net)) == (1, 1, [None])
+    if failure == "raises":  # nothing was replayed, so nothing was drawn twice or not at all
+        assert all(torch.equal(a, b) for a, b in zip(expected, images, strict=True))
+
+
+def test_other_images_and_moved_weights_are_recorded_anew() -> None:
+    net = supernet()
+    for n in (4, 2):
+        for _ in range(3):
+            craft(ATTACK, net, *batch(n))
+    assert len(recordings(net)) == 2
+    net.double().float()  # its parameters lie somewhere else now
+    assert len(recordings(net)) == 2
+    for _ in range(3):
+        craft(ATTACK, net, *batch())
+    assert len(recordings(net)) == 1, "and the recordings on the old ones are gone"
+
+
+def test_seeded_attacks_and_those_that_stop_early_are_not_recorded() -> None:
+    net = supernet()
+    for attack in (PGD(steps=1, seed=0), PGD(steps=1, any_iterate=True)):
+        for _ in range(3):
+            craft(attack, net, *batch())
+    assert recordings(net) == []
+
+
+def test_a_network_takes_its_recordings_with_it() -> None:
+    net = supernet()
+    for _ in range(3):
+        craft(ATTACK, net, *batch())
+    (recorded,) = recordings(net)
+    gone = weakref.ref(net), weakref.ref(recorded)
+    del net, recorded
+    gc.collect()
+    assert [ref() for ref in gone] == [None, None]
+
+
+def test_a_result_is_nobody_elses_memory() -> None:
+    net = supernet()
+    first, second, third, fourth = (craft(ATTACK, net, *batch(seed=s)) for s in range(4))
+    kept = third.clone()
+    assert torch.equal(third, kept)
+    assert third.data_ptr() != fourth.data_ptr()
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize(("setting", "expected"), [(None, True), ("0", False)])
+def test_the_environment_switches_it_off(setting: str | None, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    if setting is None:
+        monkeypatch.delenv("RNAS_CUDA_GRAPHS", raising=False)
+    else:
+        monkeypatch.setenv("RNAS_CUDA_GRAPHS", setting)
+    assert graphs.recordable(torch.device("cuda")) is expected
+    assert not graphs.recordable(torch.device("cpu"))
+    assert graphs.pays(1.0, 0.5)
+    assert not graphs.pays(0.5, 1.0)
