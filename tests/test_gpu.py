@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 import rnas
 from rnas import graphs
@@ -18,7 +19,7 @@ from rnas.methods.rnas import Rnas
 from rnas.nets.fast import FastSupernet
 from rnas.precision import Precision
 from rnas.settings import Search, SearchSpace
-from rnas.steps import Running, craft, weight_step
+from rnas.steps import Running, craft, craft_away, weight_step
 
 pytestmark = pytest.mark.gpu
 SMALL = (
@@ -52,9 +53,14 @@ def test_an_evaluation_agrees_with_the_cpu() -> None:
         assert (results[0].masks[name] != results[1].masks[name]).sum() <= 2, name
 
 
+@pytest.mark.parametrize("recorded", [False, True])
 @pytest.mark.parametrize("save_memory", [False, True])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_no_step_of_a_search_makes_the_host_wait(precision: str, save_memory: bool) -> None:
+def test_no_step_of_a_search_makes_the_host_wait(
+    precision: str, save_memory: bool, recorded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RNAS_CUDA_GRAPHS", str(int(recorded)))
+    monkeypatch.setattr(graphs, "pays", lambda launched, replayed_in: True)
     net = FastSupernet(SearchSpace(cells=3, channels=4, nodes=2), 10).cuda()
     net.save_memory(save_memory)
     method = Rnas(net, PGD(), Search(out=Path(), precision=precision))  # type: ignore[arg-type]
@@ -81,29 +87,60 @@ def test_no_step_of_a_search_makes_the_host_wait(precision: str, save_memory: bo
 
 
 @pytest.mark.parametrize("precision", [Precision(), Precision(bf16=True)], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("crafting", ["linf", "l2", "TRADES"])
 @pytest.mark.parametrize("arch", ["supernet", "RNAS-L", "ResNet18"])
-def test_a_recorded_attack_is_the_attack(arch: str, precision: Precision, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A warning (the recording failed, or gave another result) fails the test too."""
+def test_a_recorded_attack_is_the_attack(
+    arch: str, crafting: str, precision: Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the weights of the moment. A warning (the recording failed, or gave another result) fails the test too."""
     monkeypatch.setattr(graphs, "pays", lambda launched, replayed_in: True)
     torch.manual_seed(0)
     if arch == "supernet":
         net: torch.nn.Module = FastSupernet(SearchSpace(cells=3, channels=4, nodes=2), 10).cuda()
     else:
         net = rnas.build(arch, classes=10, **({} if arch == "ResNet18" else {"cells": 5, "channels": 8})).cuda()
-    optimizer = torch.optim.SGD(net.parameters(), 0.01)
-    y = torch.arange(8, device="cuda")
+    attack = PGD(eps=1.0, step=0.25, norm="l2") if crafting == "l2" else PGD()
+    x, y = torch.rand(8, 3, 32, 32, device="cuda"), torch.arange(8, device="cuda")
+
+    def crafted(graphs: str) -> Tensor:
+        monkeypatch.setenv("RNAS_CUDA_GRAPHS", graphs)
+        torch.manual_seed(1)
+        if crafting == "TRADES":
+            return craft_away(attack, net, x, precision)
+        return craft(attack, net, x, y, precision)
+
+    before = torch.zeros_like(x)
     for step in range(5):
-        x = torch.rand(8, 3, 32, 32, device="cuda")
-        before = torch.cuda.get_rng_state()
         with warnings.catch_warnings():
             warnings.simplefilter("error", RuntimeWarning)
-            replayed = craft(PGD(), net, x, y, precision)
-        after = torch.cuda.get_rng_state()
-        torch.cuda.set_rng_state(before)
-        with monkeypatch.context() as patch:
-            patch.setenv("RNAS_CUDA_GRAPHS", "0")
-            launched = craft(PGD(), net, x, y, precision)
-        assert torch.equal(torch.cuda.get_rng_state(), after), step
-        assert (replayed - launched).abs().mean() < 0.1 * (launched - x).abs().mean(), step
-        weight_step(net, list(net.parameters()), optimizer, None, launched, y, clip=5.0)
+            replayed = crafted("1")
+        drawn = torch.cuda.get_rng_state()
+        launched = crafted("0")
+        assert torch.equal(torch.cuda.get_rng_state(), drawn), step
+        moved = (launched - x).abs().mean()
+        assert (replayed - launched).abs().mean() < 0.05 * moved, step
+        assert (before - launched).abs().mean() > 0.2 * moved, "or else old weights would pass too"
+        before = launched
+        with torch.no_grad():
+            for p in net.parameters():
+                p.add_(torch.randn_like(p) * p.std().nan_to_num())
     assert any(isinstance(r, graphs.Recorded) for r in graphs._kept[net].recorded.values())
+
+
+def test_a_recording_that_fails_spoils_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    if torch.__version__ < "2.13":
+        pytest.skip("it would spoil torch's random numbers, which is why nothing is recorded there unasked")
+    net = FastSupernet(SearchSpace(cells=3, channels=4, nodes=2), 10).cuda()
+    monkeypatch.setenv("RNAS_CUDA_GRAPHS", "1")
+    monkeypatch.setattr(FastSupernet, "frozen_view", lambda net: lambda x: net(x) * float(x.mean().item()))
+    x, y = torch.rand(8, 3, 32, 32, device="cuda"), torch.arange(8, device="cuda")
+    torch.manual_seed(1)
+    with pytest.warns(RuntimeWarning, match="could not be recorded"):
+        images = [craft(PGD(), net, x, y) for _ in range(3)]
+    numbers = torch.rand(3, device="cuda")
+    torch.manual_seed(1)
+    monkeypatch.setenv("RNAS_CUDA_GRAPHS", "0")
+    expected = [craft(PGD(), net, x, y) for _ in range(3)]
+    assert torch.equal(numbers, torch.rand(3, device="cuda"))
+    for a, b in zip(images, expected, strict=True):
+        assert (a - b).abs().mean() < 0.05 * (b - x).abs().mean()

@@ -131,7 +131,6 @@ def test_replays_follow_the_network_and_the_images(
     assert recordings(launched) == []
     steps = (crafted[0] - crafted[1]).abs().amax((1, 2, 3, 4))
     assert (steps < 1e-6).all(), steps
-    assert not torch.equal(crafted[0][2], crafted[0][3])
 
 
 def test_what_is_drawn_is_what_is_drawn_without_recordings(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,27 +157,78 @@ def test_what_does_not_pay_is_launched_as_before(monkeypatch: pytest.MonkeyPatch
     assert all(torch.equal(images[0], x) for x in images)
 
 
-@pytest.mark.parametrize("failure", ["raises", "wrong result"])
-def test_a_recording_that_fails_is_reported_and_not_tried_again(failure: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    tries = []
-
-    def failing(run: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], None], Tensor]:
-        tries.append(device)
-        if failure == "raises":
-            raise torch.OutOfMemoryError("out of memory\nand a long explanation")
-        return lambda: None, torch.zeros(4, 3, 16, 16)
-
+@pytest.mark.parametrize(("left", "kept"), [(600, True), (599, False)])
+def test_a_recording_leaves_room_for_the_other_steps(left: int, kept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = iter((left + 100, left))
+    monkeypatch.setattr(graphs, "_free_memory", lambda device: next(free))
     net = supernet()
+    for _ in range(3):
+        craft(ATTACK, net, *batch())
+    assert [r is not None for r in recordings(net)] == [kept]
+
+
+def raising() -> None:
+    raise torch.OutOfMemoryError("out of memory\nand a long explanation")
+
+
+def recording_fails(run: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], None], Tensor]:
+    run()
+    raising()
+    raise AssertionError
+
+
+def replay_fails(run: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], None], Tensor]:
+    torch.rand(1)
+    return raising, run()
+
+
+def result_is_wrong(run: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], None], Tensor]:
+    replay, output = emulated(run, device)
+    return replay, 1 - output
+
+
+def draws_are_too_many(run: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], None], Tensor]:
+    replay, output = emulated(run, device)
+    return lambda: (replay(), torch.rand(1), None)[-1], output
+
+
+@pytest.mark.parametrize(
+    ("failing", "message"),
+    [
+        (recording_fails, "out of memory\\)"),
+        (replay_fails, "out of memory\\)"),
+        (result_is_wrong, "another result"),
+        (draws_are_too_many, "another result"),
+    ],
+)
+def test_a_recording_that_fails_is_reported_and_not_tried_again(
+    failing: Callable[..., Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images and random numbers are then those that there would have been without any recording."""
+    net = supernet()
+    with monkeypatch.context() as patch:
+        patch.setattr(graphs, "recordable", lambda device: False)
+        torch.manual_seed(5)
+        expected = [craft(ATTACK, net, *batch()) for _ in range(4)]
+        drawn = torch.get_rng_state()
+    tries = []
+    monkeypatch.setattr(graphs, "record", lambda run, device: (tries.append(device), failing(run, device))[-1])
     torch.manual_seed(5)
-    expected = [craft(ATTACK, copy.deepcopy(net), *batch()) for _ in range(4)]
-    monkeypatch.setattr(graphs, "record", failing)
-    torch.manual_seed(5)
-    images = [craft(ATTACK, net, *batch())]
-    with pytest.warns(RuntimeWarning, match="out of memory\\)" if failure == "raises" else "another result") as warned:
-        images += [craft(ATTACK, net, *batch()) for _ in range(3)]
+    with pytest.warns(RuntimeWarning, match=message) as warned:
+        images = [craft(ATTACK, net, *batch()) for _ in range(4)]
     assert (len(warned), len(tries), recordings(net)) == (1, 1, [None])
-    if failure == "raises":  # nothing was replayed, so nothing was drawn twice or not at all
-        assert all(torch.equal(a, b) for a, b in zip(expected, images, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(expected, images, strict=True))
+    assert torch.equal(torch.get_rng_state(), drawn)
+
+
+def test_a_network_that_has_diverged_is_no_news_here(recwarn: pytest.WarningsRecorder) -> None:
+    net = supernet()
+    with torch.no_grad():
+        net.classifier.weight.fill_(torch.nan)
+    for _ in range(3):
+        assert craft(PGD(steps=2, norm="l2"), net, *batch()).isnan().any()
+    assert len(recordings(net)) == 1
+    assert not recwarn
 
 
 def test_other_images_and_moved_weights_are_recorded_anew() -> None:
@@ -187,11 +237,39 @@ def test_other_images_and_moved_weights_are_recorded_anew() -> None:
         for _ in range(3):
             craft(ATTACK, net, *batch(n))
     assert len(recordings(net)) == 2
-    net.double().float()  # its parameters lie somewhere else now
-    assert len(recordings(net)) == 2
+    before = [p.data for p in net.parameters()]
+    for p in net.parameters():
+        p.data = 2 * p.data
+    assert {t.data_ptr() for t in before}.isdisjoint(p.data_ptr() for p in net.parameters())
+    craft(ATTACK, net, *batch())
+    assert recordings(net) == [], "those on the old weights are gone"
+
+
+def test_only_networks_that_are_known_whole_are_recorded() -> None:
+    class Annealed(nn.Module):
+        """What it computes depends on more than parameters and buffers."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 10))
+            self.temperature = 1.0
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layers(x) / self.temperature
+
+    net = Annealed()
     for _ in range(3):
         craft(ATTACK, net, *batch())
-    assert len(recordings(net)) == 1, "and the recordings on the old ones are gone"
+    assert recordings(net) == []
+    ours = supernet()
+    for _ in range(3):
+        craft(ATTACK, ours, *batch())
+    assert len(recordings(ours)) == 1
+    seen = []
+    ours.classifier.register_forward_hook(lambda *_: seen.append(1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graphs.Recorded, "__call__", lambda *_: pytest.fail("replayed, though somebody listens"))
+        craft(ATTACK, ours, *batch())
 
 
 def test_seeded_attacks_and_those_that_stop_early_are_not_recorded() -> None:
@@ -213,18 +291,32 @@ def test_a_network_takes_its_recordings_with_it() -> None:
     assert [ref() for ref in gone] == [None, None]
 
 
+def test_recordings_can_be_given_up() -> None:
+    net = supernet()
+    for _ in range(3):
+        craft(ATTACK, net, *batch())
+    graphs.forget(net)
+    assert recordings(net) == []
+    graphs.forget(net)
+
+
 def test_a_result_is_nobody_elses_memory() -> None:
     net = supernet()
-    first, second, third, fourth = (craft(ATTACK, net, *batch(seed=s)) for s in range(4))
-    kept = third.clone()
-    assert torch.equal(third, kept)
-    assert third.data_ptr() != fourth.data_ptr()
-    assert not torch.equal(first, second)
+    results = [craft(ATTACK, net, *batch(seed=s)) for s in range(3)]
+    kept = results[-1].clone()
+    results.append(craft(ATTACK, net, *batch(seed=3)))
+    assert torch.equal(results[2], kept)
 
 
-@pytest.mark.parametrize(("setting", "expected"), [(None, True), ("0", False)])
-def test_the_environment_switches_it_off(setting: str | None, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("setting", "version", "expected"),
+    [(None, "2.13.0", True), (None, "2.11.0", False), ("1", "2.11.0", True), ("0", "2.13.0", False)],
+)
+def test_the_environment_switches_it_off_and_on(
+    setting: str | None, version: str, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.undo()
+    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion(version))
     if setting is None:
         monkeypatch.delenv("RNAS_CUDA_GRAPHS", raising=False)
     else:

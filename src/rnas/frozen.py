@@ -90,7 +90,7 @@ def _fingerprint(model: nn.Module) -> tuple[Any, ...]:
     for module in model.modules():
         plain = (item for item in vars(module).items() if is_plain(item[1]))
         tensors = itertools.chain(module._parameters.values(), module._buffers.values())
-        parts.append((id(module), _hooked(module), *plain, *(id(t) for t in tensors)))
+        parts.append((id(module), is_hooked(module), *plain, *(id(t) for t in tensors)))
     return tuple(parts)
 
 
@@ -99,14 +99,15 @@ def is_plain(value: object) -> bool:
     return all(map(is_plain, value)) if isinstance(value, tuple) else isinstance(value, int | float | str | None)
 
 
-def _hooked(module: nn.Module) -> bool:
+def is_hooked(module: nn.Module) -> bool:
+    """Whether somebody listens to `module` itself, or changes what it computes."""
     return bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )
 
 
 def _has_hooks(model: nn.Module) -> bool:
-    return any(_hooked(module) for module in model.modules())
+    return any(is_hooked(module) for module in model.modules())
 
 
 # What tracing a forward that is no fixed sequence of tensor operations may raise.

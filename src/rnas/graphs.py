@@ -3,7 +3,8 @@
 The host launches the thousands of kernels of an attack one by one, and with small images a GPU waits for it; recorded,
 they are one launch. Whether that is quicker depends on the network, the batch and the machine, so it is tried: the
 second call is timed both ways, the results are compared, and the quicker way stays. `RNAS_CUDA_GRAPHS=0` in the
-environment switches it off.
+environment switches it off; `1` switches it on before torch 2.13, where a recording that fails spoils torch's random
+numbers for the rest of the process.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ import warnings
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+
+from rnas.frozen import is_hooked
 
 Function = Callable[..., Tensor]
 
@@ -39,7 +41,7 @@ class Recorded:
 
 @dataclass
 class _Kept:
-    """The recordings on a network whose tensors lie at `places`; None where launching is quicker."""
+    """The recordings on a network whose tensors lie at `places`; None where launching is better."""
 
     places: tuple[int, ...]
     seen: set[Hashable] = field(default_factory=set)
@@ -54,10 +56,11 @@ def replayed(function: Function, net: nn.Module, key: Hashable, *inputs: Tensor)
 
     `function` depends on its inputs, the parameters and buffers of `net` and what `key` stands for alone, reads no
     value back to the host, and leaves nothing behind but its result, which is new images for the first of its inputs.
+    Only with networks of rnas's own is that known: with others it is called each time.
     """
-    if not recordable(inputs[0].device):
+    places = _places(net) if recordable(inputs[0].device) else None
+    if places is None:
         return function(*inputs)
-    places = tuple(t.data_ptr() for t in chain(net.parameters(), net.buffers()))
     kept = _kept.get(net)
     if kept is None or kept.places != places:
         kept = _kept[net] = _Kept(places)
@@ -72,28 +75,68 @@ def replayed(function: Function, net: nn.Module, key: Hashable, *inputs: Tensor)
     return function(*inputs) if recorded is None else recorded(*inputs)
 
 
+def forget(net: nn.Module) -> None:
+    """Give the memory of its recordings back."""
+    _kept.pop(net, None)
+
+
 def recordable(device: torch.device) -> bool:
-    """Whether there are graphs on `device`."""
-    return device.type == "cuda" and os.environ.get("RNAS_CUDA_GRAPHS") != "0"
+    """Whether to record on `device`."""
+    wish = os.environ.get("RNAS_CUDA_GRAPHS")
+    return device.type == "cuda" and (torch.__version__ >= "2.13" if wish is None else wish != "0")
+
+
+def _places(net: nn.Module) -> tuple[int, ...] | None:
+    """Where all that `net` computes with lies; None if that may not be all: it has hooks, or a module of others.
+
+    Once for every attack, so without the names that `net.parameters()` makes up: a third of the time.
+    """
+    places: list[int] = []
+    kinds: set[type] = set()
+    todo = [net]
+    while todo:
+        module = todo.pop()
+        if is_hooked(module):
+            return None
+        kinds.add(type(module))
+        todo.extend(child for child in module._modules.values() if child is not None)
+        for tensors in (module._parameters, module._buffers):
+            places.extend(t.data_ptr() for t in tensors.values() if t is not None)
+    ours = all(kind.__module__.startswith(("rnas.", "torch.nn.")) for kind in kinds)
+    return tuple(places) if ours else None
+
+
+ROOM = 6
+"""A recording keeps the memory of a pass for good. So much more must be free: an α step keeps 5.5 times as much."""
 
 
 def _tried(function: Function, inputs: tuple[Tensor, ...]) -> tuple[Recorded | None, Tensor]:
-    """The recording, if it is right and quicker, and the result. Random numbers are drawn as by one call."""
-    device = inputs[0].device
-    same_numbers = partial(torch.random.fork_rng, [device] if device.type == "cuda" else [])
-    with same_numbers():
-        expected, launched = _timed(partial(function, *inputs), device)
+    """The recording, if it is right, quicker and there is room for it; and the result.
+
+    Random numbers are drawn as by one call, whatever comes of the recording.
+    """
+    generator = _Generator(inputs[0].device)
+    before = generator.state()
+    expected, launched = _timed(partial(function, *inputs))
+    after = generator.state()
     try:
-        with same_numbers():
-            recorded = Recorded(function, inputs)
-        result, replayed_in = _timed(partial(recorded, *inputs), device)
+        free = _free_memory(inputs[0].device)
+        generator.set_state(before)
+        recorded = Recorded(function, inputs)
+        generator.set_state(before)
+        result, replayed_in = _timed(partial(recorded, *inputs))
+        same_numbers = torch.equal(generator.state(), after)
+        left = _free_memory(inputs[0].device)
     except RuntimeError as error:  # torch.OutOfMemoryError is one
         _warn(f"could not be recorded as a CUDA graph ({str(error).splitlines()[0]})")
-        return None, function(*inputs)
-    if not _alike(result, expected, inputs[0]):
+        return None, expected
+    finally:
+        generator.set_state(after)
+    if not (same_numbers and _alike(result, expected, inputs[0])):
         _warn("gave another result when replayed as a CUDA graph")
         return None, expected
-    return (recorded if pays(launched, replayed_in) else None), result
+    roomy = left >= ROOM * (free - left)
+    return (recorded if roomy and pays(launched, replayed_in) else None), expected
 
 
 def pays(launched: float, replayed_in: float) -> bool:
@@ -103,36 +146,63 @@ def pays(launched: float, replayed_in: float) -> bool:
 
 def _alike(result: Tensor, expected: Tensor, start: Tensor) -> bool:
     """Equal but for what rounding in another order does: where a gradient is about zero, its sign may differ."""
+    result, expected = result.nan_to_num(), expected.nan_to_num()  # of a network that has diverged
     return bool((result - expected).abs().mean() <= 0.1 * (expected - start).abs().mean())
 
 
 def _warn(what: str) -> None:
-    warnings.warn(f"an attack {what}: it goes on without, as quick as before", RuntimeWarning, stacklevel=4)
+    warnings.warn(f"an attack {what}: it goes on without", RuntimeWarning, stacklevel=4)
 
 
-def _timed(run: Callable[[], Tensor], device: torch.device) -> tuple[Tensor, float]:
-    _wait(device)
+class _Generator:
+    """Torch's global generator on a device."""
+
+    def __init__(self, device: torch.device):
+        on_gpu = device.type == "cuda"
+        self.state = partial(torch.cuda.get_rng_state, device) if on_gpu else torch.get_rng_state
+        self._set = partial(torch.cuda.set_rng_state, device=device) if on_gpu else torch.set_rng_state
+
+    def set_state(self, state: Tensor) -> None:
+        self._set(state)
+
+
+def _free_memory(device: torch.device) -> int:
+    """In bytes, what torch keeps for later use included; without end on a CPU."""
+    if device.type != "cuda":
+        return 2**63
+    torch.cuda.empty_cache()
+    return int(torch.cuda.mem_get_info(device)[0])
+
+
+def _timed(run: Callable[[], Tensor]) -> tuple[Tensor, float]:
+    _wait()
     started = time.perf_counter()
     result = run()
-    _wait(device)
+    _wait()
     return result, time.perf_counter() - started
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+_streams: dict[
+    torch.device, torch.cuda.Stream
+] = {}  # one each: libraries keep workspaces for every stream that they see
 
 
 def record(run: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], None], Tensor]:
     """What replays `run`, and where its result lies then."""
     with torch.cuda.device(device):
-        graph, stream, aside = torch.cuda.CUDAGraph(), torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        aside = _streams.setdefault(device, torch.cuda.Stream())  # type: ignore[no-untyped-call]
         try:
             aside.wait_stream(stream)
             with torch.cuda.stream(aside):
-                run()  # once on another stream, as torch's notes on CUDA graphs want it
+                run()  # once on that stream, as torch's notes on CUDA graphs want it
             stream.wait_stream(aside)
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, stream=aside):
                 output = run()
         finally:
             torch.cuda.set_stream(stream)  # a recording that fails leaves its own

@@ -18,6 +18,7 @@ from rnas.data import Dataset, Split, batches
 from rnas.errors import RnasError
 from rnas.files import read_json
 from rnas.genotype import Architecture, architecture_from_json
+from rnas.graphs import forget
 from rnas.nets import zoo
 from rnas.nets.derived import DerivedNetwork
 from rnas.nets.saved import save_model
@@ -155,6 +156,7 @@ def fit(
         run.log(**event)
         state.save(run.folder)
         console.say(_line(event, settings.epochs))
+    forget(net)
     net.eval()
 
 

@@ -1,9 +1,9 @@
 """What the fast supernet differentiates: all that leaves a node as one function with a backward of its own, and BN.
 
-Edge by edge and operation by operation, so that what each leaves behind is reused while it is in the cache. Saved is
-what the backward cannot cheaply recompute, and only the gradients that are asked for are computed: with frozen weights,
-none for weights. Batch statistics leave as outputs without gradient, because whoever owns the running
-statistics updates them. Differentiable once.
+Edge by edge and operation by operation, so that what each leaves behind is reused while it is in the cache. Only the
+gradients that are asked for are computed, and only what they need is saved: with frozen weights, nothing for weights.
+Batch statistics leave as outputs without gradient, because whoever owns the running statistics updates them.
+Differentiable once.
 
 Under autocast activations, kernels and 1x1 weights are bfloat16 in here; α, scales, shifts and statistics stay float32.
 """
@@ -11,6 +11,7 @@ Under autocast activations, kernels and 1x1 weights are bfloat16 in here; α, sc
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -153,6 +154,7 @@ class _Mix(torch.autograd.Function):
         nodes, tensors = tensors[:count], _in_format_of(tensors[0], tensors[count:])
         heads = _Heads(nodes[0].relu())
         alpha = [row.unbind() for row in weights.unbind()]
+        for_weights = any(ctx.needs_input_grad[4 + count :])  # or else the inputs `h` of 1x1 convolutions are let go
         saved: list[Tensor] = []
         statistics: list[tuple[Tensor, Tensor]] = []
         outputs: list[Tensor] = []
@@ -164,12 +166,12 @@ class _Mix(torch.autograd.Function):
                     z, mean, var = pointwise_centered(h, own[1])
                     statistics.append((mean, var))
                     inverse_std = (var + eps).rsqrt()
-                    saved += [z, inverse_std]
+                    saved += [z, inverse_std, h if for_weights else z]
                     h = depthwise(z.relu(), scaled(own[2], per_filter(inverse_std)), 1, 1)
                 z, mean, var = pointwise_centered(h, own[-1])
                 statistics.append((mean, var))
                 inverse_std = (var + eps).rsqrt()
-                saved += [z, inverse_std]
+                saved += [z, inverse_std, h if for_weights else z]
                 scale = per_channel(row[column] * inverse_std)
                 total = _add_scaled(total, z, scale)
             for which, column in plan.passed:
@@ -205,10 +207,9 @@ class _Mix(torch.autograd.Function):
             around_0 = shifted(grad, per_channel(channel_sum(grad) / n)) if edge else grad
             for shape, column, own, needed in zip(plan.shapes, plan.columns, edge, edge_needs[i], strict=True):
                 if shape.kind == "separable":
-                    z1, inverse_std1 = next(saved), next(saved)
+                    z1, inverse_std1, h1 = islice(saved, 3)
                     kernel = scaled(own[2], per_filter(inverse_std1))
-                    positive = z1.relu() if needed[2] or needed[-1] else z1
-                z, inverse_std = next(saved), next(saved)
+                z, inverse_std, h = islice(saved, 3)
                 # α's gradient and BN's share their one reduction over pixels.
                 along = channel_sum(grad * z) * inverse_std
                 grad_alpha[i][column] = along.sum()
@@ -217,18 +218,16 @@ class _Mix(torch.autograd.Function):
                 g = scaled(around_0, per_channel(scale)).addcmul_(z, slope, value=-1)
                 of_tensors: list[Tensor | None] = [None] * max(len(own) - 1, 1)
                 if needed[-1]:
-                    middle = shape.kind == "separable"
-                    h = depthwise(positive, kernel, 1, 1) if middle else heads.output(shape, own[0])
                     of_tensors[-1] = pointwise_weight_grad(h, g)
                 g = pointwise_input_grad(g, own[-1])
                 if shape.kind == "separable":
                     if needed[2]:
-                        of_kernel = depthwise_weight_grad(positive, kernel, g, 1, 1)
+                        of_kernel = depthwise_weight_grad(z1.relu(), kernel, g, 1, 1)
                         of_tensors[1] = of_kernel * per_filter(inverse_std1)
                     g = _where_positive(depthwise_input_grad(z1, kernel, g, 1, 1), z1)
                     g = _normalize_backward(g, z1, inverse_std1)
                     if needed[1]:
-                        of_tensors[0] = pointwise_weight_grad(heads.output(shape, own[0]), g)
+                        of_tensors[0] = pointwise_weight_grad(h1, g)
                     g = pointwise_input_grad(g, own[1])
                 grad_tensors += [heads.add(shape, own[0], g, needed[0]), *of_tensors][-len(own) :]
             for which, column in plan.passed:
