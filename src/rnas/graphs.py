@@ -89,7 +89,7 @@ def recordable(device: torch.device) -> bool:
 def _places(net: nn.Module) -> tuple[int, ...] | None:
     """Where all that `net` computes with lies; None if that may not be all: it has hooks, or a module of others.
 
-    Once for every attack, so without the names that `net.parameters()` makes up: a third of the time.
+    Once for every attack, so without the names that `net.parameters()` makes up: half of the time.
     """
     places: list[int] = []
     kinds: set[type] = set()
@@ -115,23 +115,24 @@ def _tried(function: Function, inputs: tuple[Tensor, ...]) -> tuple[Recorded | N
 
     Random numbers are drawn as by one call, whatever comes of the recording.
     """
-    generator = _Generator(inputs[0].device)
-    before = generator.state()
+    device = inputs[0].device
+    before = _generator_state(device)
     expected, launched = _timed(partial(function, *inputs))
-    after = generator.state()
+    after = _generator_state(device)
     try:
-        free = _free_memory(inputs[0].device)
-        generator.set_state(before)
+        free = _free_memory(device)
+        _set_generator(device, before)
         recorded = Recorded(function, inputs)
-        generator.set_state(before)
+        _set_generator(device, before)
         result, replayed_in = _timed(partial(recorded, *inputs))
-        same_numbers = torch.equal(generator.state(), after)
-        left = _free_memory(inputs[0].device)
+        same_numbers = torch.equal(_generator_state(device), after)
+        left = _free_memory(device)
     except RuntimeError as error:  # torch.OutOfMemoryError is one
-        _warn(f"could not be recorded as a CUDA graph ({str(error).splitlines()[0]})")
+        why = next(iter(str(error).splitlines()), type(error).__name__)
+        _warn(f"could not be recorded as a CUDA graph ({why})")
         return None, expected
     finally:
-        generator.set_state(after)
+        _set_generator(device, after)
     if not (same_numbers and _alike(result, expected, inputs[0])):
         _warn("gave another result when replayed as a CUDA graph")
         return None, expected
@@ -154,16 +155,15 @@ def _warn(what: str) -> None:
     warnings.warn(f"an attack {what}: it goes on without", RuntimeWarning, stacklevel=4)
 
 
-class _Generator:
-    """Torch's global generator on a device."""
+def _generator_state(device: torch.device) -> Tensor:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
-    def __init__(self, device: torch.device):
-        on_gpu = device.type == "cuda"
-        self.state = partial(torch.cuda.get_rng_state, device) if on_gpu else torch.get_rng_state
-        self._set = partial(torch.cuda.set_rng_state, device=device) if on_gpu else torch.set_rng_state
 
-    def set_state(self, state: Tensor) -> None:
-        self._set(state)
+def _set_generator(device: torch.device, state: Tensor) -> None:
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    else:
+        torch.set_rng_state(state)
 
 
 def _free_memory(device: torch.device) -> int:
@@ -187,16 +187,17 @@ def _wait() -> None:
         torch.cuda.synchronize()
 
 
-_streams: dict[
-    torch.device, torch.cuda.Stream
-] = {}  # one each: libraries keep workspaces for every stream that they see
+# One for each device: libraries keep workspaces for every stream that they see.
+_streams: dict[torch.device, torch.cuda.Stream] = {}
 
 
 def record(run: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], None], Tensor]:
     """What replays `run`, and where its result lies then."""
     with torch.cuda.device(device):
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-        aside = _streams.setdefault(device, torch.cuda.Stream())  # type: ignore[no-untyped-call]
+        if device not in _streams:
+            _streams[device] = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        aside = _streams[device]
         try:
             aside.wait_stream(stream)
             with torch.cuda.stream(aside):
