@@ -7,8 +7,9 @@ BIN := .venv/bin
 demo: .venv/.ready
 	$(BIN)/rnas run --out runs/demo --resume
 
+# By file, because what a file's tests share is made once; a process each takes some 500 MiB.
 test: .venv/.ready
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 lint: .venv/.ready
 	$(BIN)/ruff check .

@@ -1,11 +1,16 @@
 """What every test relies on: a process as the command line's, and torch's generators as at the start of a run."""
 
+import os
+
 from rnas import process
 
 process.settle()  # before torch is imported
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+
+# Beside other workers (`pytest -n`) each takes its share of the cores.
+torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
 
 
 @pytest.fixture(autouse=True)

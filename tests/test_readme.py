@@ -33,7 +33,7 @@ def test_links_lead_somewhere(target: str) -> None:
     assert (ROOT / target).exists()
 
 
-@pytest.mark.parametrize("name", set(re.findall(r"rnas\.(\w+)\(", README)))
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"rnas\.(\w+)\(", README))))
 def test_python_names_exist(name: str) -> None:
     assert callable(getattr(rnas, name))
 
