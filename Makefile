@@ -7,7 +7,7 @@ BIN := .venv/bin
 demo: .venv/.ready
 	$(BIN)/rnas run --out runs/demo --resume
 
-# By file, because what a file's tests share is made once; a process each takes some 500 MiB.
+# By file, because what the tests of a file share is made once.
 test: .venv/.ready
 	$(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
