@@ -11,6 +11,7 @@ from benchmarks import search_step
 from benchmarks.projected import duration, search_seconds, training_seconds
 from benchmarks.timing import interleaved, median, ratio
 
+from rnas.precision import Precision
 from rnas.settings import Perturbation, Search, SearchSpace
 
 STEP = {"pgd": 1.0, "weight": 10.0, "alpha": 100.0, "projection": 1000.0}
@@ -72,3 +73,7 @@ def test_the_benchmark_of_the_search_runs(
     fast = {step: of["fast"] for step, of in runs[0]["seconds"].items() if step != "iteration"}
     assert runs[0]["papers_search_seconds"]["fast"] == pytest.approx(search_seconds(fast, 2))
     assert len(runs[0]["samples"]["pgd"]["fast"]) == 1
+    whole = search_step.attacks(
+        search_step.Steps("fast", 2, "cpu", Precision()), 1, "cpu"
+    )  # without a GPU, both launch
+    assert all(seconds is not None and seconds > 0 for seconds in (whole["launched"], whole["as chosen"]))

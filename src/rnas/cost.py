@@ -13,6 +13,7 @@ from torch import nn
 
 from rnas.attacks import PGD
 from rnas.errors import RnasError
+from rnas.graphs import wait
 from rnas.methods.projection import ROUND
 from rnas.precision import Precision, full_precision
 from rnas.settings import Evaluate, Search, Train
@@ -72,18 +73,13 @@ def _mean_time(call: Callable[[], object], device: torch.device) -> float:
     """Seconds of a call, as they are on this machine now, other programs included: the mean over a second or so. One
     before prepares kernels and memory, and does not count."""
     call()
-    _wait(device)
+    wait(device)
     calls, begun = 0, time.perf_counter()
     while calls < 2 or (calls < 50 and time.perf_counter() - begun < 1):
         call()
-        _wait(device)
+        wait(device)
         calls += 1
     return (time.perf_counter() - begun) / calls
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def survivors(training: Train) -> float:

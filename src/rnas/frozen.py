@@ -117,7 +117,6 @@ UNTRACEABLE = (
     AssertionError,
     AttributeError,
     LookupError,
-    NotImplementedError,
     RuntimeError,
     TypeError,
     ValueError,

@@ -117,14 +117,14 @@ def _tried(function: Function, inputs: tuple[Tensor, ...]) -> tuple[Recorded | N
     """
     device = inputs[0].device
     before = _generator_state(device)
-    expected, launched = _timed(partial(function, *inputs))
+    expected, launched = _timed(partial(function, *inputs), device)
     after = _generator_state(device)
     try:
         free = _free_memory(device)
         _set_generator(device, before)
         recorded = Recorded(function, inputs)
         _set_generator(device, before)
-        result, replayed_in = _timed(partial(recorded, *inputs))
+        result, replayed_in = _timed(partial(recorded, *inputs), device)
         same_numbers = torch.equal(_generator_state(device), after)
         left = _free_memory(device)
     except RuntimeError as error:  # torch.OutOfMemoryError is one
@@ -174,17 +174,18 @@ def _free_memory(device: torch.device) -> int:
     return int(torch.cuda.mem_get_info(device)[0])
 
 
-def _timed(run: Callable[[], Tensor]) -> tuple[Tensor, float]:
-    _wait()
+def _timed(run: Callable[[], Tensor], device: torch.device) -> tuple[Tensor, float]:
+    wait(device)
     started = time.perf_counter()
     result = run()
-    _wait()
+    wait(device)
     return result, time.perf_counter() - started
 
 
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+def wait(device: torch.device) -> None:
+    """Until `device` has computed all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 # One for each device: libraries keep workspaces for every stream that they see.
