@@ -4,8 +4,8 @@
     python -m benchmarks NAME...    some of: search_step, train_step
 
 Each is a program of its own with more options (`python -m benchmarks.search_step --help`); so are
-`benchmarks/kernels.py`, which counts and times nothing, and `benchmarks/attacks.py` and `benchmarks/data.py`, which
-take longer and need data.
+`benchmarks/kernels.py`, which counts and times nothing, `benchmarks/kept_memory.py`, and `benchmarks/attacks.py` and
+`benchmarks/data.py`, which take longer and need data.
 """
 
 from __future__ import annotations
