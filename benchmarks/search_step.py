@@ -15,8 +15,9 @@ and the steps of an iteration:
   iteration   14 pgd + weight + alpha, from the medians
 On a GPU the fast pgd step is a seventh of a whole attack as a search makes it, recorded or not (`rnas.graphs`).
 The floor of a step is its multiply-adds at the rate of a large matrix product, beside the bytes that its convolutions
-must read and write at the rate of a copy. On a CPU peak memory is measured at --memory-batch-size in processes of their
-own, on a GPU at every batch size. From the steps follows what the paper's whole search would cost.
+must read and write at the rate of a copy; what its calls cost is the time of the same step on one 8x8 image. On a CPU
+peak memory is measured at --memory-batch-size in processes of their own, on a GPU at every batch size. From the steps
+follows what the paper's whole search would cost.
 """
 
 from __future__ import annotations
@@ -75,14 +76,14 @@ BARS = {
 class Steps:
     """The steps of a search on one supernet, without its optimisers."""
 
-    def __init__(self, variant: str, batch_size: int, device: str, precision: Precision):
+    def __init__(self, variant: str, batch_size: int, device: str, precision: Precision, image_size: int = 32):
         torch.manual_seed(0)
         self.precision = precision
         kind = FastSupernet if variant == "fast" else Supernet
         self.net = kind(SearchSpace(), 10).to(device)
         self.thetas, self.alphas = self.net.thetas, self.net.alphas
         self.published = variant == "published"
-        self.x = torch.rand(batch_size, 3, 32, 32, device=device)
+        self.x = torch.rand(batch_size, 3, image_size, image_size, device=device)
         self.x_adv = (self.x + 8 / 255 * torch.randn_like(self.x).sign()).clamp(0, 1)
         self.y = torch.arange(batch_size, device=device) % 10
 
@@ -160,10 +161,17 @@ def measure(batch_size: int, rounds: int, device: str, precision: Precision) -> 
         },
         "seconds": seconds,
         "papers_search_seconds": {v: search_seconds(of, batch_size) for v, of in whole.items()},
+        "calls_seconds": calls(rounds, device, precision),
         "folding_seconds": folding,
         "attack_seconds": whole_attack,
         "samples": samples,
     }
+
+
+def calls(rounds: int, device: str, precision: Precision) -> dict[str, float | None]:
+    """Seconds of each step of the fast supernet with next to nothing to compute: on one 8x8 image."""
+    steps = Steps("fast", 1, device, precision, image_size=8)
+    return {step: median(interleaved({"": steps.prepare(step)}, rounds, device)[""]) for step in PASSES}
 
 
 def attacks(steps: Steps, rounds: int, device: str) -> dict[str, float | None]:
@@ -256,14 +264,16 @@ def report(run: dict[str, Any]) -> str:
     size = run["batch_size"]
     lines = [
         f"batch size {size}, {run['precision']}",
-        f"{'step':12}{'published/fast':>16}{'frozen/fast':>16}{'fast ms':>10}{'images/s':>10}{'floor ms':>10}",
+        f"{'step':12}{'published/fast':>16}{'frozen/fast':>16}"
+        + "".join(f"{head:>10}" for head in ("fast ms", "images/s", "floor ms", "calls ms")),
     ]
     for step, of in run["ratio_to_fast"].items():
         seconds = run["seconds"][step]["fast"]
         least = in_ms(run["floor"][step]["seconds_of_arithmetic"]) if step in PASSES else ""
+        called = in_ms(run["calls_seconds"][step]) if step in PASSES else ""
         rate = "-" if seconds is None else f"{size / seconds:.1f}"
         marks = [times(of[v], BARS[v].get(step)) for v in ("published", "frozen")]
-        lines.append(f"{step:12}{marks[0]:>16}{marks[1]:>16}{in_ms(seconds):>10}{rate:>10}{least:>10}")
+        lines.append(f"{step:12}{marks[0]:>16}{marks[1]:>16}{in_ms(seconds):>10}{rate:>10}{least:>10}{called:>10}")
     for variant, seconds in run["attack_seconds"].items():
         lines.append(f"a whole attack of {ATTACK_STEPS} steps, fast, {variant}: {in_ms(seconds)} ms")
     for step, peaks in run.get("peak_mib", {}).items():

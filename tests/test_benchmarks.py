@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks import search_step
+from benchmarks import __main__ as everything
+from benchmarks import compiled, search_step
 from benchmarks.projected import duration, search_seconds, training_seconds
 from benchmarks.timing import interleaved, median, ratio
 
+from rnas.nets.zoo import build
 from rnas.precision import Precision
 from rnas.settings import Perturbation, Search, SearchSpace
 
@@ -73,7 +75,53 @@ def test_the_benchmark_of_the_search_runs(
     fast = {step: of["fast"] for step, of in runs[0]["seconds"].items() if step != "iteration"}
     assert runs[0]["papers_search_seconds"]["fast"] == pytest.approx(search_seconds(fast, 2))
     assert len(runs[0]["samples"]["pgd"]["fast"]) == 1
+    assert all(seconds > 0 for seconds in runs[0]["calls_seconds"].values())
     whole = search_step.attacks(
         search_step.Steps("fast", 2, "cpu", Precision()), 1, "cpu"
     )  # without a GPU, both launch
     assert all(seconds is not None and seconds > 0 for seconds in (whole["launched"], whole["as chosen"]))
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # by torch's own tracing
+def test_the_benchmark_of_compiling_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With torch's tracing and without its compiler: both passes of a cell network, in JSON and in words."""
+    monkeypatch.setattr(compiled, "build", lambda name, classes, cells=3: build(name, classes, cells=cells, channels=4))
+    options = "--networks RNAS-L --cells 3 --batch-size 2 --rounds 1 --backend eager --json".split()
+    threads = torch.get_num_threads()
+    try:
+        compiled.main([*options, str(tmp_path / "compiled.json")])
+    finally:
+        torch.set_num_threads(threads)
+        torch._dynamo.reset()
+    (run,) = json.loads((tmp_path / "compiled.json").read_text())["runs"]
+    assert capsys.readouterr().out.count("compiling took") == len(compiled.PASSES)
+    for what in compiled.PASSES:
+        seconds = run["RNAS-L"][what]["seconds"]
+        assert run["RNAS-L"][what]["ratio"] == ratio(seconds["launched"], seconds["compiled"])
+
+
+def test_when_compiling_is_won_back() -> None:
+    """Ten seconds of compiling: after five passes that take two seconds less; never, if they take longer."""
+    assert compiled.passes_to_win_back(10.0, launched=6.0, compiled=4.0) == 5
+    assert compiled.passes_to_win_back(10.0, launched=4.0, compiled=6.0) is None
+    assert compiled.passes_to_win_back(10.0, launched=None, compiled=6.0) is None
+
+
+def test_a_result_is_named_after_the_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What `make bench` writes on a GPU stands beside the results of others; on a CPU it is a quick look."""
+    ran: list[list[str]] = []
+    monkeypatch.setattr(everything, "RESULTS", tmp_path)
+    monkeypatch.setattr(everything, "QUICK", {"steps": (ran.append, ["--rounds", "2"])})
+    monkeypatch.setattr(everything, "ON_A_GPU", {"steps": (ran.append, ["--device", "cuda"])})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert everything.main([]) == 0
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
+    assert everything.main(["steps"]) == 0
+    assert everything.main(["stairs"]) == 2
+    assert ran == [
+        ["--rounds", "2", "--json", str(tmp_path / "quick-steps.json")],
+        ["--device", "cuda", "--json", str(tmp_path / "steps-nvidia-h100-80gb-hbm3.json")],
+    ]
