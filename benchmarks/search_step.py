@@ -24,8 +24,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -46,11 +44,13 @@ from benchmarks.timing import (
     machine,
     median,
     peak_mib,
+    printed_by,
     rates,
     ratio,
     save,
     settle,
     times,
+    with_rate,
 )
 from rnas.attacks import PGD
 from rnas.attacks.norms import project, steepest
@@ -220,13 +220,15 @@ def floor(batch_size: int, device: str, precision: Precision) -> dict[str, Any]:
 
 SAVING = ("fast, save_memory",)
 AS_ON_A_GPU = ("fast, as on a GPU", "fast, as on a GPU, save_memory")
-MEMORY_STEPS = ("pgd", "weight")  # the others keep two passes: 19 GiB at batch 64 in the plain supernet
+MOST_IMAGES = 32  # of steps that keep two passes: at 64 the plain supernet would take 19 GiB
 
 
 def memory(batch_size: int, device: str, precision: Precision) -> dict[str, dict[str, float | None]]:
     """Peak MiB of each step above what the built network takes; on a CPU each in a process of its own."""
     out: dict[str, dict[str, float | None]] = {}
-    for step in PASSES if device == "cuda" else MEMORY_STEPS:
+    for step in PASSES:
+        if device == "cpu" and step in ("alpha", "projection") and batch_size > MOST_IMAGES:
+            continue
         out[step] = {}
         for variant in (*VARIANTS, *(SAVING if device == "cuda" else (*SAVING, *AS_ON_A_GPU))):
             if "save_memory" in variant and step == "pgd":
@@ -235,10 +237,8 @@ def memory(batch_size: int, device: str, precision: Precision) -> dict[str, dict
                 steps = saving(variant, batch_size, device, precision)
                 out[step][variant] = gpu_peak_mib(steps.prepare(step))
                 continue
-            command = [sys.executable, "-m", "benchmarks.search_step", "--peak", variant, step]
-            command += ["--batch-size", str(batch_size), "--precision", precision.name, "--threads", "1"]
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
-            out[step][variant] = float(done.stdout)
+            of = ["--peak", variant, step, "--batch-size", str(batch_size), "--precision", precision.name]
+            out[step][variant] = printed_by("benchmarks.search_step", of)
     return out
 
 
@@ -260,20 +260,24 @@ def cpu_peak(variant: str, step: str, batch_size: int, precision: Precision) -> 
 
 
 def report(run: dict[str, Any]) -> str:
-    """The tables of one batch size and precision for the terminal: ratios first."""
+    """The tables of one batch size and precision for the terminal: ratios first, then ms and images/s."""
     size = run["batch_size"]
+    columns = (*VARIANTS, "floor")
     lines = [
-        f"batch size {size}, {run['precision']}",
-        f"{'step':12}{'published/fast':>16}{'frozen/fast':>16}"
-        + "".join(f"{head:>10}" for head in ("fast ms", "images/s", "floor ms", "calls ms")),
+        f"batch size {size}, {run['precision']}; ms (images/s)",
+        f"{'step':12}{'published/fast':>16}{'frozen/fast':>13}"
+        + "".join(f"{c:>15}" for c in columns)
+        + f"{'calls':>8}",
     ]
     for step, of in run["ratio_to_fast"].items():
-        seconds = run["seconds"][step]["fast"]
-        least = in_ms(run["floor"][step]["seconds_of_arithmetic"]) if step in PASSES else ""
-        called = in_ms(run["calls_seconds"][step]) if step in PASSES else ""
-        rate = "-" if seconds is None else f"{size / seconds:.1f}"
         marks = [times(of[v], BARS[v].get(step)) for v in ("published", "frozen")]
-        lines.append(f"{step:12}{marks[0]:>16}{marks[1]:>16}{in_ms(seconds):>10}{rate:>10}{least:>10}{called:>10}")
+        seconds = dict(run["seconds"][step])
+        called = ""
+        if step in PASSES:
+            seconds["floor"] = run["floor"][step]["seconds_of_arithmetic"]
+            called = in_ms(run["calls_seconds"][step])
+        shown = "".join(f"{with_rate(seconds.get(c), size):>15}" for c in columns)
+        lines.append(f"{step:12}{marks[0]:>16}{marks[1]:>13}{shown}{called:>8}")
     for variant, seconds in run["attack_seconds"].items():
         lines.append(f"a whole attack of {ATTACK_STEPS} steps, fast, {variant}: {in_ms(seconds)} ms")
     for step, peaks in run.get("peak_mib", {}).items():

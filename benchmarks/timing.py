@@ -8,6 +8,7 @@ import os
 import platform
 import resource
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -68,6 +69,11 @@ def in_ms(seconds: float | None) -> str:
     return "-" if seconds is None else f"{1e3 * seconds:.0f}"
 
 
+def with_rate(seconds: float | None, size: int) -> str:
+    """Milliseconds, and how many images a second that makes."""
+    return "-" if seconds is None else f"{in_ms(seconds)} ({size / seconds:.1f})"
+
+
 def times(value: float | None, bar: float | None = None) -> str:
     """A ratio for the terminal, and whether it meets its bar."""
     if value is None:
@@ -120,6 +126,12 @@ def peak_mib() -> float:
         return next(int(line.split()[1]) / 1024 for line in status.read_text().splitlines() if "VmHWM" in line)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def printed_by(program: str, arguments: list[str]) -> float:
+    """The number that a benchmark prints in a process of its own, with one thread: its peak memory."""
+    command = [sys.executable, "-m", program, *arguments, "--threads", "1"]
+    return float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
 def machine(device: str) -> dict[str, Any]:

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from benchmarks import __main__ as everything
-from benchmarks import compiled, search_step
+from benchmarks import compiled, search_step, train_step
 from benchmarks.projected import duration, search_seconds, training_seconds
 from benchmarks.timing import interleaved, median, ratio
 
+from rnas.nets.count import macs
 from rnas.nets.zoo import build
 from rnas.precision import Precision
 from rnas.settings import Perturbation, Search, SearchSpace
@@ -82,12 +83,40 @@ def test_the_benchmark_of_the_search_runs(
     assert all(seconds is not None and seconds > 0 for seconds in (whole["launched"], whole["as chosen"]))
 
 
+def small_cells(name: str, classes: int, cells: int = 3) -> torch.nn.Module:
+    return build(name, classes, cells=cells, channels=4)
+
+
+def test_the_benchmark_of_training_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The floor of training is 7 passes for the images, forward and back, and one also for the weights: 17 in all."""
+    monkeypatch.setattr(train_step, "build", small_cells)
+    monkeypatch.setattr(train_step, "rates", lambda *_: {"gemm_gflops": 100.0, "copy_gb_per_s": 10.0})
+    asked = []
+    monkeypatch.setattr(train_step, "printed_by", lambda program, options: asked.append(options[1]) or 200.0)
+    threads = torch.get_num_threads()
+    try:
+        train_step.main(f"--networks RNAS-L --batch-size 2 --rounds 1 --json {tmp_path / 'train.json'}".split())
+        train_step.main("--networks RNAS-L --batch-size 2 --peak ours".split())
+    finally:
+        torch.set_num_threads(threads)
+    *printed, peak = capsys.readouterr().out.splitlines()
+    (run,) = json.loads((tmp_path / "train.json").read_text())["runs"]
+    training, evaluation = run["RNAS-L"]["PGD-7 training"], run["RNAS-L"]["PGD-20"]
+    assert asked == list(training["seconds"]) == ["published", "unfolded", "ours", "ours, save_memory"]
+    assert training["floor_seconds"] == pytest.approx(17 * 2 * 2 * macs(small_cells("RNAS-L", 10)) / 100e9)
+    assert evaluation["floor_seconds"] / training["floor_seconds"] == pytest.approx(40 / 17)
+    assert any("peak MiB: published 200, unfolded 200, ours 200" in line for line in printed)
+    assert float(peak) >= 0
+
+
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # by torch's own tracing
 def test_the_benchmark_of_compiling_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With torch's tracing and without its compiler: both passes of a cell network, in JSON and in words."""
-    monkeypatch.setattr(compiled, "build", lambda name, classes, cells=3: build(name, classes, cells=cells, channels=4))
+    monkeypatch.setattr(compiled, "build", small_cells)
     options = "--networks RNAS-L --cells 3 --batch-size 2 --rounds 1 --backend eager --json".split()
     threads = torch.get_num_threads()
     try:
