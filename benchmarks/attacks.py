@@ -1,6 +1,6 @@
 """How much faster AutoAttack is here than a plain transcription of the published algorithms, with the same masks.
 
-    python benchmarks/attacks.py [--data SPEC] [--networks residual RNAS-L] [--images 128]
+    python -m benchmarks.attacks [--data SPEC] [--networks residual RNAS-L] [--images 128]
 
 The transcriptions below do what the papers say, on the module as it is given: APGD and FAB keep all images that they
 start with in their inner loops until they end. Both sides draw the same random numbers and run at the same time, each
@@ -14,9 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import os
-import platform
-import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -27,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.timing import machine, save
 from rnas import data
 from rnas.attacks import APGD, FAB, PGD, Square
 from rnas.attacks.autoattack import member, standard
@@ -277,15 +275,6 @@ def measure(model: nn.Module, x: Tensor, y: Tensor, eps: float, batch_size: int)
             }
 
 
-def processor() -> str:
-    """The CPU's model, as the system names it."""
-    try:
-        found = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text())
-    except OSError:
-        found = None
-    return found[1] if found else platform.processor()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="digits", help="as in rnas: a name, an .npz, a folder (default: digits)")
@@ -313,20 +302,11 @@ def main() -> None:
             "data": f"{len(x)} test images of {arguments.data_name or dataset.name}, {tuple(x.shape[1:])}",
             "eps": eps,
             "batch_size": arguments.batch_size,
-            "measured_on": {
-                "cpu": processor(),
-                "cores": os.cpu_count(),
-                "threads": 1,
-                "load_average": round(os.getloadavg()[0], 1),
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-            },
+            "measured_on": machine("cpu"),
         }
         for outcome in measure(model, x, y, eps, arguments.batch_size):
             results = json.loads(file.read_text()) if file.exists() else {}
-            results[name] = outcome | about
-            file.parent.mkdir(exist_ok=True)
-            file.write_text(json.dumps(results, indent=1) + "\n")
+            save(file, {**results, name: outcome | about})
             print(json.dumps(outcome, indent=1), flush=True)
 
 

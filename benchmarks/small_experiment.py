@@ -34,6 +34,7 @@ from rnas.nets import zoo
 from rnas.nets.count import macs, parameters
 from rnas.nets.handmade import resnet18
 from rnas.report.compare import mcnemar, paired_interval
+from rnas.runs import write_arrays
 from rnas.search import GENOTYPE, search
 from rnas.settings import Search, SearchSpace, Source, Train
 from rnas.train import fit
@@ -101,9 +102,13 @@ def network(name: str, where: Source, out: Path, seed: int, data: Dataset) -> tu
     return net, facts | ({"genotype": genotype.to_json()} if genotype else {})
 
 
+def folder_of(name: str, seed: int, out: Path) -> Path:
+    return out / f"{name}-s{seed}".replace(" ", "-").replace(",", "")
+
+
 def train_all(runs: list[tuple[int, str]], where: Source, out: Path, data: Dataset) -> None:
     for seed, name in runs:
-        folder = out / f"{name}-s{seed}".replace(" ", "-").replace(",", "")
+        folder = folder_of(name, seed, out)
         if (folder / WEIGHTS).exists():
             continue
         net, facts = network(name, where, out, seed, data)
@@ -117,7 +122,7 @@ def train_all(runs: list[tuple[int, str]], where: Source, out: Path, data: Datas
 
 def evaluate_all(runs: list[tuple[int, str]], where: Source, out: Path, data: Dataset, wait: bool) -> None:
     for seed, name in runs:
-        folder = out / f"{name}-s{seed}".replace(" ", "-").replace(",", "")
+        folder = folder_of(name, seed, out)
         while wait and not (folder / WEIGHTS).exists():
             time.sleep(5)
         if (folder / RESULT).exists():
@@ -137,8 +142,7 @@ def evaluate_all(runs: list[tuple[int, str]], where: Source, out: Path, data: Da
                 found["clean"] = {"n": n, **result.summary["clean"]}
                 masks["clean"] = result.masks["clean"]
             masks[attack] = result.masks[attack]
-        with replacing(folder / "masks.npz") as path, open(path, "wb") as f:
-            np.savez_compressed(f, **masks)
+        write_arrays(folder / "masks.npz", masks)
         write_json(folder / RESULT, found)
         print(name, seed, {k: round(v["accuracy"], 3) for k, v in found["attacks"].items()}, flush=True)
 
@@ -147,7 +151,7 @@ def rows(runs: list[tuple[int, str]], out: Path) -> Iterator[tuple[str, dict[str
     """For every architecture: mean and standard deviation over the seeds, and the paired comparison with RNAS-L."""
     for name in dict.fromkeys(name for _, name in runs):
         seeds = [seed for seed, other in runs if other == name]
-        folders = [out / f"{name}-s{seed}".replace(" ", "-").replace(",", "") for seed in seeds]
+        folders = [folder_of(name, seed, out) for seed in seeds]
         found = [read_json(folder / RESULT) for folder in folders]
         row: dict[str, Any] = {"facts": [f["facts"] for f in found], "seeds": seeds}
         for key in ("clean", *ATTACKS):

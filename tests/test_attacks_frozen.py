@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -122,6 +126,41 @@ def test_plain_attributes_may_change_between_two_attacks() -> None:
     assert_equal_in_float64(net, x)
 
 
+class Switching(nn.Module):
+    """What it computes hangs on attributes that are no numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.act: Callable[[Tensor], Tensor] = torch.relu
+        self.settings = {"scales": [1.0, 1.0]}
+        self.kept = Kept(1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.settings["scales"][0] * self.kept.scale
+        return self.act(self.conv(x) * scale).mean((2, 3))
+
+
+@dataclass
+class Kept:
+    scale: float
+
+
+@pytest.mark.parametrize("change", ["function", "list in a dict", "attribute of an attribute"])
+def test_what_a_model_computes_may_change_between_two_attacks(change: str) -> None:
+    net, x = Switching().eval(), torch.rand(4, 3, 8, 8)
+    with frozen(net) as fast:
+        fast(x)
+    if change == "function":
+        net.act = torch.tanh
+    elif change == "list in a dict":
+        net.settings["scales"][0] = 3.0
+    else:
+        net.kept.scale = -2.0
+    with frozen(net) as fast, torch.no_grad():
+        assert torch.allclose(fast(x), net(x), atol=1e-6)
+
+
 class Remembering(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -141,6 +180,17 @@ class Dicing(nn.Module):
         return self.layer(x).mean((2, 3)) * torch.rand(())
 
 
+class DicingElsewhere(nn.Module):
+    """Draws from a generator that is not torch's."""
+
+    def __init__(self, draw: Callable[[], float]) -> None:
+        super().__init__()
+        self.draw = draw
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3)) * (1.0 if self.draw() < 2 else 0.0)
+
+
 class Branching(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -150,7 +200,10 @@ class Branching(nn.Module):
         return self.layer(x).mean((2, 3)) * (2 if x.sum() > 0 else 1)
 
 
-@pytest.mark.parametrize("kind", [Remembering, Dicing, Branching])
+@pytest.mark.parametrize(
+    "kind",
+    [Remembering, Dicing, Branching, partial(DicingElsewhere, random.random), partial(DicingElsewhere, np.random.rand)],
+)
 def test_what_is_no_fixed_sequence_of_operations_runs_as_it_is(kind: Callable[[], nn.Module]) -> None:
     net = kind()
     with frozen(net) as fixed:

@@ -366,6 +366,24 @@ def test_a_server_without_ranges_is_not_said_to_continue(tmp_path, served):
     assert "the next call continues" not in str(e.value)
 
 
+def test_a_server_without_ranges_that_breaks_now_early_now_late_is_given_up(tmp_path, served):
+    served.files["f.bin"], served.ranges = CONTENT, False
+    served.breaks = [100_000, 300_000] * 20
+    with pytest.raises(RnasError, match="cannot continue a download"):
+        fetch(remote("f.bin", CONTENT), tmp_path, served.url)
+    assert len(served.requests) == 2 + download.TRIES, "none of the later ones brought more than the second"
+
+
+def test_pauses_begin_with_a_second_and_double(tmp_path, served, monkeypatch):
+    pauses = []
+    monkeypatch.setattr(download, "PAUSE", 1.0)
+    monkeypatch.setattr(download.time, "sleep", pauses.append)
+    served.files["f.bin"], served.breaks = CONTENT, [0] * download.TRIES
+    with pytest.raises(RnasError, match="nothing has arrived"):
+        fetch(remote("f.bin", CONTENT), tmp_path, served.url)
+    assert pauses == [1.0, 2.0, 4.0]
+
+
 def test_redirection_in_circles_is_told_in_one_line(tmp_path, served):
     served.files["f.bin"], served.circles = CONTENT, True
     with pytest.raises(RnasError, match=r"the server answers 302 and redirects in circles; use another mirror$"):

@@ -14,6 +14,7 @@ from benchmarks import search_step
 from benchmarks.kernels import batch_shares, count, launched
 from torch import Tensor
 
+from rnas import checkpoint
 from rnas.attacks import CW, FGSM, PGD
 from rnas.frozen import _Fast
 from rnas.methods.rnas import Rnas
@@ -97,3 +98,22 @@ def test_views_are_no_kernels() -> None:
     assert launched(lambda: x.view(3, 2).t().unbind()) == (0, 0)
     assert launched(lambda: x + x[:1].expand(2, 3)) == (1, 3 * 24)
     assert launched(lambda: (x + 1).relu_())[0] == 2
+
+
+def test_a_resumed_optimiser_counts_its_steps_on_the_host(tmp_path: Path) -> None:
+    """Adam reads the count: from a GPU, where a checkpoint loaded there would put it, that makes the host wait."""
+
+    def adam(device: str) -> torch.optim.Adam:
+        return torch.optim.Adam([torch.nn.Parameter(torch.ones(3, device=device))])
+
+    before = adam("cpu")
+    before.param_groups[0]["params"][0].grad = torch.ones(3)
+    before.step()
+    checkpoint.save(tmp_path, {"optimizer": before.state_dict()})
+    saved = checkpoint.load(tmp_path)
+    assert saved is not None
+    resumed = adam("meta")
+    resumed.load_state_dict(saved["optimizer"])
+    (state,) = resumed.state.values()
+    assert state["exp_avg"].device.type == "meta", "moved to where its parameter is"
+    assert state["step"].device.type == "cpu"

@@ -155,6 +155,12 @@ def test_bad_input_is_refused_before_anything_is_written(trained: Path, tmp_path
     out = tmp_path / "out"
     with pytest.raises(RnasError, match=r"unknown layer of .* 'cells.7': did you mean cells"):
         distortion(Distortion((str(trained),), out, layers=("cells.7",)))
+    with pytest.raises(RnasError, match=r"layer 'classifier' of .* gives a \(1, 10\): expected feature maps"):
+        distortion(Distortion((str(trained),), out, layers=("cells.0", "classifier")))
+    with pytest.raises(RnasError, match="layers is empty"):
+        Distortion((str(trained),), out, layers=())
+    with pytest.raises(RnasError, match="seed is 99999999999999999999"):
+        Distortion((str(trained),), out, seed=99999999999999999999)
     with pytest.raises(RnasError, match="no images of its own: name some with --data"):
         distortion(Distortion(("RNAS-L",), out))
     with pytest.raises(RnasError, match="unknown architecture 'RNAS-X': did you mean RNAS"):

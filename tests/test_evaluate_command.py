@@ -165,3 +165,31 @@ def test_evaluations_that_cannot_be(
     assert stop.value.code == 2
     assert said in capsys.readouterr().err
     assert not (run / "evaluation.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("settings.json", '{"source": "digits", "seed": 0, "standard": false}', "does not say which images"),
+        ("settings.json", '{"seed": 0}', "does not say which images"),
+        ("settings.json", "[]", "does not say which images"),
+        ("settings.json", '{"source": {"data": 3}, "seed": 0, "standard": true}', "data is 3"),
+        ("evaluation.json", "without attacks", "damaged: expected an object 'attacks'"),
+        ("masks.npz", "PK", "damaged"),
+    ],
+)
+def test_a_damaged_folder_is_named(
+    file: str, content: str, said: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["evaluate", str(run), "--limit", "10", "--attacks"]
+    main([*command, "fgsm"])
+    capsys.readouterr()
+    if file == "evaluation.json":
+        content = json.dumps({**json.loads((run / file).read_text()), "attacks": None})
+    (run / file).write_text(content)
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "pgd2"])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert file in error
+    assert said in error

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from rnas.console import Console
 from rnas.errors import RnasError
@@ -120,24 +122,31 @@ def test_other_settings_are_another_evaluation(tmp_path: Path) -> None:
     assert not finished(step)
 
 
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (RnasError("training loss became nan in epoch 1, step 1"), "training loss became nan"),
+        (torch.OutOfMemoryError("CUDA out of memory."), "out of memory (CUDA out of memory.)"),
+    ],
+)
 def test_a_failed_run_leaves_its_cells_empty_and_the_rest_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    error: Exception, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     perform = execute.perform
 
     def diverging(step: Step, console: Console) -> None:
         if isinstance(step, Train) and step.arch == "SqueezeNet":
-            raise RnasError("training loss became nan in epoch 1, step 1")
+            raise error
         perform(step, console)
 
     monkeypatch.setattr(execute, "perform", diverging)
     monkeypatch.setattr(planning, "ATTACKS", ("fgsm",))
     files = reproduce(smoke("table1", tmp_path, only=("SqueezeNet", "RNAS-L")), Console())
-    assert "failed: training loss became nan" in capsys.readouterr().out
+    assert f"failed: {why}" in capsys.readouterr().out
     rows = files[0].read_text().splitlines()
-    assert sum("failed: training loss became nan" in row for row in rows) == 8
+    assert sum(f"failed: {why}" in row for row in rows) == 8
     assert sum(row.startswith("RNAS-L,") and row.split(",")[3] != "" for row in rows) == 4
-    with pytest.raises(RnasError, match=r"no run of table1 succeeded: training loss became nan"):
+    with pytest.raises(RnasError, match=re.escape(f"no run of table1 succeeded: {why}")):
         reproduce(smoke("table1", tmp_path / "none", only=("SqueezeNet",)))
 
 

@@ -21,13 +21,16 @@ def save(folder: Path, state: dict[str, Any]) -> None:
     write_bytes(folder / NAME, buffer.getvalue())
 
 
-def load(folder: Path, device: torch.device) -> dict[str, Any] | None:
-    """The last checkpoint of `folder` on `device`, or None if there is none. RnasError if it is damaged."""
+def load(folder: Path) -> dict[str, Any] | None:
+    """The last checkpoint of `folder`, or None if there is none. RnasError if it is damaged.
+
+    On the CPU: `load_state_dict` moves what belongs on a device, and leaves Adam's step counts, which the host reads.
+    """
     path = folder / NAME
     if not path.exists():
         return None
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:  # torch names no exceptions for damaged files
         raise RnasError(f"{path} is damaged ({type(e).__name__}): delete the folder and start again") from e
     if not isinstance(state, dict):

@@ -18,7 +18,7 @@ import tyro
 import rnas
 from rnas import process
 from rnas.console import Console
-from rnas.errors import RnasError
+from rnas.errors import RnasError, out_of_memory
 from rnas.settings import Compare, Data, Distortion, Evaluate, Export, Report, Reproduce, Run, Search, Train, Zoo
 
 process.settle()
@@ -49,12 +49,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
     try:
+        _check_text(arguments)
         _run(parse(arguments))
     except RnasError as e:
         print(f"rnas: {e}", file=sys.stderr)
         sys.exit(2)
     except OSError as e:
         print(f"rnas: {e.filename or 'writing'}: {e.strerror or e}", file=sys.stderr)
+        sys.exit(2)
+    except (MemoryError, RuntimeError) as e:
+        told = out_of_memory(e)
+        if told is None:
+            raise
+        print(f"rnas: {told}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as e:
         words, code = ("terminated", 143) if isinstance(e, _Terminated) else ("interrupted", 130)
@@ -64,6 +71,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 _KEPT = dict.fromkeys(("run", "search", "train", "evaluate"), "; what is finished is kept, --resume goes on")
 _KEPT |= dict.fromkeys(("data", "reproduce"), "; what is finished is kept, the next call goes on")
+
+
+def _check_text(arguments: Sequence[str]) -> None:
+    """RnasError for bytes that are no text, such as a name from a system with other letters: neither torch nor a JSON
+    file takes them."""
+    for argument in arguments:
+        if any("\ud800" <= c <= "\udfff" for c in argument):  # how Python keeps them
+            raise RnasError(f"{argument!a} is not UTF-8: rename the file or folder")
 
 
 class _Terminated(KeyboardInterrupt):

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -15,13 +14,13 @@ from rnas.attacks import PGD
 from rnas.console import Console
 from rnas.data import Dataset, Split, load
 from rnas.errors import RnasError, unknown
-from rnas.files import read_json, replacing, write_json
+from rnas.files import write_json
 from rnas.frozen import unfolded
 from rnas.nets.derived import DerivedNetwork
-from rnas.nets.saved import META, build_from_meta, load_model
+from rnas.nets.saved import build_from_meta, find_model, load_model
 from rnas.precision import full_precision
-from rnas.runs import SETTINGS
-from rnas.settings import Distortion, Source
+from rnas.runs import training_of, write_arrays
+from rnas.settings import Distortion
 from rnas.steps import choose_device, load_data, reseed
 from rnas.train import find_architecture
 from rnas.vulnerability import layer_vulnerabilities, recorded
@@ -43,9 +42,9 @@ def distortion(settings: Distortion, console: Console | None = None) -> list[Pat
         raise RnasError("distortion needs the folder of a training run or the name of an architecture")
     device = choose_device(settings.device)
     found = [_network(name, settings) for name in settings.networks]
-    chosen = [_choose_layers(net, meta, settings.layers, name) for name, _, net, meta, _ in found]
+    chosen = [_choose_layers(of, settings.layers) for of in found]
     folders = _folders(settings)
-    for (name, trained, net, meta, data), layers, folder in zip(found, chosen, folders, strict=True):
+    for (name, run, standard, net, meta, data), layers, folder in zip(found, chosen, folders, strict=True):
         images = data.test[torch.arange(min(settings.limit, len(data.test)))]
         eps = settings.eps or data.eps_default
         attack = PGD(eps=eps, step=eps / 4, steps=settings.attack_steps, seed=settings.seed)
@@ -65,14 +64,13 @@ def distortion(settings: Distortion, console: Console | None = None) -> list[Pat
             "dataset": data.name,
             "model": str(meta["arch"]),
             "run": name,
-            "trained": trained is not None,
-            "standard": trained,
+            "trained": run is not None,
+            "standard": standard,
         }
         write_json(folder / DISTORTION, record)
-        with replacing(folder / FEATURES) as temporary, open(temporary, "wb") as f:
-            np.savez_compressed(f, allow_pickle=False, **maps)
-        if trained is not None:
-            write_json(_model_folder(name) / DISTORTION, record)
+        write_arrays(folder / FEATURES, maps)
+        if run is not None:
+            write_json(run / DISTORTION, record)
         for line in _lines(record):
             console.say(line)
     return folders
@@ -95,30 +93,48 @@ def layers_of(net: nn.Module, arch: str) -> dict[str, str]:
     return {name: name for name in stages}
 
 
-def _choose_layers(net: nn.Module, meta: dict[str, Any], wanted: Sequence[str] | None, name: str) -> dict[str, str]:
-    """The layers to measure. RnasError, naming the nearest, for one that the network does not have."""
-    usual = layers_of(net, str(meta["arch"]))
+class _Network(NamedTuple):
+    """A network to be looked at."""
+
+    name: str
+    run: Path | None
+    """The folder where it lies; None if it is not trained."""
+    standard: bool | None
+    """Whether it was trained on clean images; None if not at all."""
+    net: nn.Module
+    meta: dict[str, Any]
+    """model.json"""
+    data: Dataset
+
+
+def _choose_layers(of: _Network, wanted: Sequence[str] | None) -> dict[str, str]:
+    """The layers to measure. RnasError for one that the network lacks (naming the nearest), or that gives no maps."""
+    usual = layers_of(of.net, str(of.meta["arch"]))
     if wanted is None:
         return usual
-    modules = {module for module, _ in net.named_modules() if module}
+    modules = {module for module, _ in of.net.named_modules() if module}
     for layer in wanted:
         if layer not in usual and layer not in modules:
-            raise RnasError(f"{unknown(f'layer of {name}', layer, usual)}, and every module of the network")
-    return {layer: usual.get(layer, layer) for layer in wanted}
+            raise RnasError(f"{unknown(f'layer of {of.name}', layer, usual)}, and every module of the network")
+    chosen = {layer: usual.get(layer, layer) for layer in wanted}
+    with torch.no_grad(), unfolded(of.net), recorded(of.net, list(chosen.values())) as outputs:
+        of.net(torch.zeros(1, 3, *of.meta["image_size"]))
+    for layer, module in chosen.items():
+        output = outputs.get(module)
+        if not isinstance(output, torch.Tensor) or output.dim() != 4:
+            gives = f"a {tuple(output.shape)}" if isinstance(output, torch.Tensor) else "nothing"
+            raise RnasError(f"layer '{layer}' of {of.name} gives {gives}: expected feature maps (B,C,H,W)")
+    return chosen
 
 
-Found = tuple[str, bool | None, nn.Module, dict[str, Any], Dataset]
-"""Its name; whether it was trained on clean images (None: not trained at all); the network; model.json; its images."""
-
-
-def _network(name: str, settings: Distortion) -> Found:
-    folder = _model_folder(name)
-    if (folder / META).exists():
+def _network(name: str, settings: Distortion) -> _Network:
+    folder = find_model(Path(name))
+    if folder is not None:
         net, meta = load_model(folder)
-        trained = read_json(folder / SETTINGS)
-        data = _data(settings, meta) if settings.data else load_data(_source(trained["source"]), int(trained["seed"]))
+        source, seed, standard = training_of(folder)
+        data = _data(settings, meta) if settings.data else load_data(source, seed)
         _check_images(data, meta, name)
-        return name, bool(trained["standard"]), net, meta, data
+        return _Network(name, folder, standard, net, meta, data)
     arch, genotype = find_architecture(name)
     if settings.data is None:
         raise RnasError(f"{name} is not trained, and so has no images of its own: name some with --data")
@@ -135,23 +151,12 @@ def _network(name: str, settings: Distortion) -> Found:
         "image_size": list(data.image_size),
     }
     reseed(settings.seed)
-    return name, None, build_from_meta(meta, name).eval(), meta, data
-
-
-def _model_folder(name: str) -> Path:
-    """Where the network of a run lies: in it, or in the train/ of a whole pipeline's."""
-    path = Path(name)
-    return path if (path / META).exists() else path / "train"
+    return _Network(name, None, None, build_from_meta(meta, name).eval(), meta, data)
 
 
 def _data(settings: Distortion, meta: dict[str, Any]) -> Dataset:
     assert settings.data is not None
     return load(settings.data, root=settings.data_root, image_size=meta["image_size"][0])
-
-
-def _source(trained: dict[str, Any]) -> Source:
-    root = trained.get("data_root")
-    return Source(**{**trained, "data_root": Path(root) if root else None, "limit_per_class": None})
 
 
 def _check_images(data: Dataset, meta: dict[str, Any], name: str) -> None:

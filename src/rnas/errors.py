@@ -10,6 +10,16 @@ class RnasError(Exception):
     """Bad input. Its message says what was wrong, where, and what would be right; the command line exits with 2."""
 
 
+def out_of_memory(error: BaseException) -> RnasError | None:
+    """What to tell a user of `error`, if it says that memory ran out. Imports no torch, whose error it may be."""
+    ours = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if not ours and "can't allocate memory" not in str(error):  # torch on a CPU has no class for it
+        return None
+    first = next(iter(str(error).splitlines()), "")
+    details = f" ({first})" if first else ""
+    return RnasError(f"out of memory{details}: use a smaller --batch-size; in search and training also --save-memory")
+
+
 def unknown(what: str, name: str, known: Iterable[str]) -> RnasError:
     """The error for a name that is not among `known`: names the nearest ones first, then all of them."""
     known = list(known)

@@ -23,12 +23,12 @@ from rnas.console import Console
 from rnas.data import Split
 from rnas.data.dataset import stratified
 from rnas.errors import RnasError
-from rnas.files import read_json, replacing, write_json
+from rnas.files import read_json, write_json
 from rnas.frozen import Model
-from rnas.nets.saved import META, load_model
+from rnas.nets.saved import META, find_model, load_model
 from rnas.precision import full_precision
-from rnas.runs import SETTINGS
-from rnas.settings import Evaluate, Source
+from rnas.runs import SETTINGS, check_evaluation, read_masks, training_of, write_arrays
+from rnas.settings import Evaluate
 from rnas.steps import choose_device, load_data
 
 EVALUATION, MASKS, EXAMPLES, PARTIAL = "evaluation.json", "masks.npz", "examples.npz", "evaluation.partial"
@@ -132,7 +132,7 @@ def evaluate_run(settings: Evaluate, console: Console | None = None) -> Result:
         )
     summary = {**result.summary, "dataset": name, "model": str(meta["arch"]), "weights": _weights(folder)}
     summary, masks = _with_earlier(folder, summary, result.masks)
-    _save_npz(folder / MASKS, {**masks, "labels": y.numpy()})
+    write_arrays(folder / MASKS, {**masks, "labels": y.numpy()})
     spread = torch.linspace(0, len(y) - 1, min(PICTURED, len(y))).long()  # test sets are often sorted by class
     _save_examples(folder, model, x[spread].to(device), y[spread].to(device), eps, settings)
     write_json(folder / EVALUATION, summary)
@@ -161,14 +161,17 @@ def _with_earlier(
         os.replace(folder / EVALUATION, folder / "evaluation.previous.json")
         os.replace(folder / MASKS, folder / "masks.previous.npz")
         return summary, masks
-    with np.load(folder / MASKS, allow_pickle=False) as arrays:
-        kept = {name: arrays[name] for name in earlier["attacks"] if name not in masks and name in arrays}
+    check_evaluation(earlier, folder / EVALUATION)
+    found, _ = read_masks(folder / MASKS)
+    kept = {name: found[name] for name in earlier["attacks"] if name not in masks and name in found}
+    if any(len(mask) != summary["n"] for mask in kept.values()):
+        raise RnasError(f"{folder / MASKS} is damaged: expected a verdict on each of {summary['n']} images")
     masks = {**masks, **kept}
     return {
         **summary,
         "attacks": {**{name: earlier["attacks"][name] for name in kept}, **summary["attacks"]},
         "union": _figure(np.logical_and.reduce(list(masks.values()))),
-        "warnings": list(dict.fromkeys([*earlier["warnings"], *summary["warnings"]])),
+        "warnings": list(dict.fromkeys([*earlier.get("warnings", []), *summary["warnings"]])),
     }, masks
 
 
@@ -180,11 +183,11 @@ def check_attacks(names: Sequence[str]) -> None:
 
 
 def model_folder(run: Path) -> Path:
-    """Where the trained network of `run` lies: a training run itself, or the train/ of a whole pipeline's."""
-    for folder in (run, run / "train"):
-        if (folder / META).exists():
-            return folder
-    raise RnasError(f"{run} holds no trained network: {META} is missing (rnas train writes it)")
+    """Where the trained network of `run` lies. RnasError if there is none."""
+    folder = find_model(run)
+    if folder is None:
+        raise RnasError(f"{run} holds no trained network: {META} is missing (rnas train writes it)")
+    return folder
 
 
 def load(run: str | Path) -> torch.nn.Module:
@@ -198,12 +201,7 @@ def load(run: str | Path) -> torch.nn.Module:
 def _test_images(settings: Evaluate, folder: Path, meta: dict[str, Any]) -> tuple[str, Split]:
     """The test images the network was made for, or those of --data; --limit of them, every class its share."""
     if settings.data is None:
-        trained = read_json(folder / SETTINGS)
-        try:
-            source = Source(**{**_paths(trained["source"]), "limit_per_class": None})
-            seed = int(trained["seed"])
-        except (KeyError, TypeError) as e:
-            raise RnasError(f"{folder / SETTINGS} does not say which images the network was trained on ({e})") from e
+        source, seed, _ = training_of(folder)
         data = load_data(source, seed)
     else:
         size = meta["image_size"][0]
@@ -216,11 +214,6 @@ def _test_images(settings: Evaluate, folder: Path, meta: dict[str, Any]) -> tupl
         )
     n = min(settings.limit or len(data.test), len(data.test))
     return data.name, data.test[stratified(data.test.labels, n, seed=0).nonzero()[:, 0]]  # the same for every run
-
-
-def _paths(source: dict[str, Any]) -> dict[str, Any]:
-    root = source.get("data_root")
-    return {**source, "data_root": Path(root) if root else None}
 
 
 def _partial_state(settings: Evaluate, folder: Path, eps: float, name: str) -> Path:
@@ -249,11 +242,6 @@ def _partial_state(settings: Evaluate, folder: Path, eps: float, name: str) -> P
     return state
 
 
-def _save_npz(path: Path, arrays: dict[str, Any]) -> None:
-    with replacing(path) as temporary, open(temporary, "wb") as f:
-        np.savez_compressed(f, **arrays)
-
-
 def _save_examples(folder: Path, model: torch.nn.Module, x: Tensor, y: Tensor, eps: float, settings: Evaluate) -> None:
     """A few test images with their PGD-20 versions and what the network says of both, for the report."""
     attack = PGD(eps=eps, step=eps / 4, steps=20, norm=settings.norm, seed=settings.seed)
@@ -268,7 +256,7 @@ def _save_examples(folder: Path, model: torch.nn.Module, x: Tensor, y: Tensor, e
         "adversarial_prediction": adversarial_prediction,
         "attack": np.array("pgd20"),
     }
-    _save_npz(folder / EXAMPLES, arrays)
+    write_arrays(folder / EXAMPLES, arrays)
 
 
 def _lines(name: str, summary: dict[str, Any]) -> list[str]:

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import itertools
 import operator
+import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
@@ -68,7 +70,7 @@ def frozen(model: Model) -> Iterator[Model]:
         else:
             fast = _structure(plain)
             if fast is not None:
-                fast.refresh()
+                fast.begin()
             yield plain if fast is None else fast.answering_for(plain)
 
 
@@ -99,6 +101,12 @@ def is_plain(value: object) -> bool:
     return all(map(is_plain, value)) if isinstance(value, tuple) else isinstance(value, int | float | str | None)
 
 
+def is_known(kind: type) -> bool:
+    """Whether a module of this class is torch's or rnas's own: what it computes hangs on its tensors and plain
+    attributes alone."""
+    return kind.__module__.startswith(("rnas.", "torch.nn."))
+
+
 def is_hooked(module: nn.Module) -> bool:
     """Whether somebody listens to `module` itself, or changes what it computes."""
     return bool(
@@ -125,20 +133,44 @@ UNTRACEABLE = (
 
 def _traced(model: nn.Module) -> _Fast | None:
     attributes = [(module, dict(vars(module))) for module in model.modules()]
-    random_state = torch.get_rng_state()
+    random_states = _random_states()
     try:
         graph = fx.Tracer().trace(model)
     except UNTRACEABLE:
         graph = None
     # A forward that draws random numbers or keeps what it computes is more than its graph: undo it and do without.
-    pure = torch.equal(random_state, torch.get_rng_state())
-    torch.set_rng_state(random_state)
+    pure = _same_states(random_states, _random_states())
+    _set_random_states(random_states)
     for module, before in attributes:
         if vars(module).keys() != before.keys() or any(vars(module)[k] is not v for k, v in before.items()):
             vars(module).clear()
             vars(module).update(before)
             pure = False
     return _Fast(model, graph) if graph is not None and pure else None
+
+
+_States = tuple[list[Tensor], tuple[Any, ...], tuple[Any, ...]]
+
+
+def _random_states() -> _States:
+    """Of the generators that a forward may draw from without having one of its own: torch's, Python's and NumPy's."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    return [torch.get_rng_state(), *cuda], random.getstate(), tuple(np.random.get_state())  # noqa: NPY002 (what others may use)
+
+
+def _same_states(before: _States, after: _States) -> bool:
+    (_, numbers, *place), (_, numbers_after, *place_after) = before[2], after[2]
+    numpy_same = np.array_equal(numbers, numbers_after) and place == place_after
+    return all(map(torch.equal, before[0], after[0])) and before[1] == after[1] and numpy_same
+
+
+def _set_random_states(states: _States) -> None:
+    (cpu, *cuda), python, numpy = states
+    torch.set_rng_state(cpu)
+    if cuda:
+        torch.cuda.set_rng_state_all(cuda)
+    random.setstate(python)
+    np.random.set_state(numpy)  # noqa: NPY002
 
 
 class _Fast:
@@ -148,6 +180,7 @@ class _Fast:
         self.net = fx.GraphModule(model, graph)
         self.convolutions: list[_Convolution] = []
         self.equal: bool | None = None  # to the model; not known before the first batch
+        self._known = all(is_known(type(module)) for module in model.modules())
         _share_relus(self.net)
         _reshape_instead_of_view(self.net)
         for node in list(self.net.graph.nodes):
@@ -180,6 +213,13 @@ class _Fast:
                 convolution.absorb(bn, first)
                 first += convolution.conv.out_channels
             node.replace_all_uses_with(before)
+
+    def begin(self) -> None:
+        """Be what the model is now. A foreign one may compute something else than when it was traced: its attributes
+        can be functions, lists, anything. So the first batch tells again."""
+        if not self._known:
+            self.equal = None
+        self.refresh()
 
     def refresh(self) -> None:
         """Fold the weights that the model has now."""

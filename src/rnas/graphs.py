@@ -20,7 +20,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from rnas.frozen import is_hooked
+from rnas.frozen import is_hooked, is_known
 
 Function = Callable[..., Tensor]
 
@@ -102,8 +102,7 @@ def _places(net: nn.Module) -> tuple[int, ...] | None:
         todo.extend(child for child in module._modules.values() if child is not None)
         for tensors in (module._parameters, module._buffers):
             places.extend(t.data_ptr() for t in tensors.values() if t is not None)
-    ours = all(kind.__module__.startswith(("rnas.", "torch.nn.")) for kind in kinds)
-    return tuple(places) if ours else None
+    return tuple(places) if all(map(is_known, kinds)) else None
 
 
 ROOM = 6

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -118,3 +119,8 @@ def stem(channels: int, stride: int = 1) -> nn.Sequential:
 def reductions(cells: int) -> frozenset[int]:
     """Which of `cells` cells are reduction cells: those at a third and at two thirds of the depth."""
     return frozenset((cells // 3, 2 * cells // 3))
+
+
+def total(terms: Iterable[Tensor]) -> Tensor:
+    """The sum of `terms`, tensors of one shape."""
+    return functools.reduce(torch.add, terms)

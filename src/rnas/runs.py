@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import subprocess
 import sys
+import zipfile
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from rnas.errors import RnasError
-from rnas.files import read_json, write_json, write_text
-from rnas.settings import identity
+from rnas.files import read_json, replacing, write_json, write_text
+from rnas.settings import Source, identity
 
 SETTINGS, ENVIRONMENT, LOG = "settings.json", "environment.json", "log.jsonl"
+Record = dict[str, Any]
+
+
+class Trained(NamedTuple):
+    """How a network was trained: on which images, divided with which seed; and whether on clean ones (ST)."""
+
+    source: Source
+    seed: int
+    standard: bool
 
 
 class Run:
@@ -103,6 +118,90 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     return events
 
 
+def training_of(folder: Path) -> Trained:
+    """How the network of `folder` was trained; all images, where it was trained on some of each class. RnasError if
+    its settings.json does not say."""
+    path = folder / SETTINGS
+    try:
+        settings = read_json(path)
+        source = {**settings["source"], "limit_per_class": None}
+        root = source.get("data_root")
+        source["data_root"] = Path(root) if root else None
+        if not isinstance(source["data"], str):
+            raise TypeError(f"data is {source['data']!r}")
+        return Trained(Source(**source), int(settings["seed"]), bool(settings["standard"]))
+    except (KeyError, TypeError, ValueError) as e:
+        raise RnasError(f"{path} does not say which images the network was trained on, and how ({e})") from e
+
+
+def number(record: Record, *keys: str, where: str) -> float | None:
+    """The number under `keys`; None if it is missing, null or not finite. RnasError if it is something else."""
+    value: Any = record
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise RnasError(f"{where}: {'.'.join(keys)} is {value!r}: expected a number")
+    return float(value) if math.isfinite(value) else None
+
+
+def check_evaluation(evaluation: Record, path: Path) -> None:
+    """RnasError unless `evaluation` has what the page and comparisons show of it, in the right form."""
+    attacks = evaluation.get("attacks")
+    if not isinstance(attacks, dict) or not all(isinstance(v, dict) for v in attacks.values()):
+        raise RnasError(f"{path} is damaged: expected an object 'attacks' with one object for each attack")
+    if not isinstance(evaluation.get("clean"), dict):
+        raise RnasError(f"{path} is damaged: expected an object 'clean'")
+    for name, entry in (("clean", evaluation["clean"]), *attacks.items(), ("union", evaluation.get("union", {}))):
+        where = f"{path}, {name}"
+        if not isinstance(entry, dict):
+            raise RnasError(f"{where} is {entry!r}: expected an object with an accuracy")
+        number(entry, "seconds", where=where)
+        interval = entry.get("interval", [])
+        if not isinstance(interval, list) or len(interval) not in (0, 2):
+            raise RnasError(f"{where}: interval is {interval!r}: expected two numbers")
+        accuracy = number(entry, "accuracy", where=where)
+        for share in (*interval, *([] if accuracy is None else [accuracy])):
+            if type(share) not in (int, float) or not -1e-9 <= share <= 1 + 1e-9:
+                raise RnasError(f"{where}: {share!r} is no accuracy: expected a number from 0 to 1")
+    for key in ("n", "eps"):
+        number(evaluation, key, where=str(path))
+    if not isinstance(evaluation.get("warnings", []), list):
+        raise RnasError(f"{path} is damaged: expected a list of warnings")
+
+
+def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """The arrays of an .npz file, or none if there is no such file. Nothing is unpickled."""
+    if not path.exists():
+        return {}
+    try:
+        with open(path, "rb") as f, np.load(f, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, AttributeError) as e:
+        raise RnasError(f"{path} is damaged: {e}") from e
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Write `arrays` as an .npz file, whole or not at all."""
+    with replacing(path) as temporary, open(temporary, "wb") as f:
+        np.savez_compressed(f, allow_pickle=False, **arrays)
+
+
+def read_masks(path: Path) -> tuple[dict[str, NDArray[np.bool_]], NDArray[np.int64] | None]:
+    """For every attack which images are still right, and the labels; nothing, if there is no such file."""
+    masks = read_arrays(path)
+    labels = masks.pop("labels", None)
+    for key, mask in masks.items():
+        if mask.dtype != np.bool_ or mask.ndim != 1 or len(mask) != len(next(iter(masks.values()))):
+            raise RnasError(f"{path} is damaged: {key} is no row of booleans as long as the others")
+    if labels is not None and (
+        labels.dtype.kind not in "iu" or labels.ndim != 1 or any(len(labels) != len(m) for m in masks.values())
+    ):
+        raise RnasError(f"{path} is damaged: labels are not one class number for each image")
+    return masks, labels
+
+
 def environment(device: str, seed: int | None) -> dict[str, Any]:
     """What a run depends on besides its settings: versions, device, commit, seed, command."""
     packages = ("rnas", "torch", "numpy", "scipy", "scikit-learn", "pillow")
@@ -119,9 +218,13 @@ def environment(device: str, seed: int | None) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The git commit of the source tree, or None for an installed package."""
+    """The git commit of the source tree; None for an installed package, or without git."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None
-    done = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:  # a source tree where git is not installed
+        return None
     return done.stdout.strip() or None

@@ -16,14 +16,13 @@ from rnas.console import Console
 from rnas.data import Split, batches, halves
 from rnas.data.dataset import stratified
 from rnas.errors import RnasError
-from rnas.files import replacing
 from rnas.genotype import Genotype
 from rnas.methods.projection import Projection
 from rnas.methods.rnas import Batch, Measured, Rnas
 from rnas.nets.derived import check_image_size
 from rnas.nets.fast import FastSupernet
 from rnas.precision import full_precision
-from rnas.runs import Run, read_log
+from rnas.runs import Run, read_log, write_arrays
 from rnas.settings import Bound, Search
 from rnas.steps import (
     Running,
@@ -125,7 +124,7 @@ def search(settings: Search, console: Console | None = None) -> Genotype:
 
     facts = {**fingerprint(data), "precision": state.method.precision.name}
     run = Run.open(settings.out, settings, resume=settings.resume, device=str(device), facts=facts)
-    saved = checkpoint.load(run.folder, device)
+    saved = checkpoint.load(run.folder)
     if saved is None:
         state.remember()
         if plan.warmup == 0:
@@ -278,5 +277,5 @@ def _line(event: dict[str, Any], epochs: int) -> str:
 
 def _save_alphas(folder: Path, settings: Search, state: State) -> None:
     normal, reduce = (np.stack([point[k].numpy() for point in state.history]) for k in range(2))
-    with replacing(folder / ALPHAS) as path, open(path, "wb") as f:
-        np.savez(f, normal=normal, reduce=reduce, operations=np.array(settings.space.operations))
+    operations = np.array(settings.space.operations)
+    write_arrays(folder / ALPHAS, {"normal": normal, "reduce": reduce, "operations": operations})

@@ -337,7 +337,10 @@ class Distortion:
 
     def __post_init__(self) -> None:
         _check_eps(self.eps)
+        _check_seed(self.seed)
         _at_least(self, 1, "attack_steps", "limit", "channels_shown", "cells", "channels", "batch_size")
+        if self.layers is not None and not self.layers:
+            raise RnasError("layers is empty: name some, or leave it out for the usual ones")
 
 
 PAPER_RESULTS = (*(f"table{i}" for i in range(1, 6)), *(f"fig{i}" for i in range(1, 6)))

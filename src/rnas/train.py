@@ -145,7 +145,7 @@ def fit(
     precision = choose_precision(settings.precision)
     facts = {**fingerprint(data), "precision": precision.name, **(facts or {})}
     run = Run.open(settings.out, settings, resume=settings.resume, device=str(device), facts=facts)
-    saved = checkpoint.load(run.folder, device)
+    saved = checkpoint.load(run.folder)
     if saved is not None:
         state.restore(saved)
         console.say(f"train: going on after epoch {state.epoch} of {settings.epochs}")

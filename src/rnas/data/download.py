@@ -129,9 +129,8 @@ def _complete(remote: Remote, url: str, part: Path, progress: Progress | None) -
     if have > remote.size:
         part.unlink()
         have = 0
-    failures, restarts, fault = 0, False, ""
+    failures, restarts, fault, most = 0, False, "", have
     while have < remote.size:
-        before = have
         try:
             _transfer(remote, url, part, have, progress)
         except (_Broken, http.client.HTTPException) as e:
@@ -140,13 +139,14 @@ def _complete(remote: Remote, url: str, part: Path, progress: Progress | None) -
         have = part.stat().st_size if part.exists() else 0
         if have >= remote.size:
             return
-        failures = 0 if have > before else failures + 1
+        failures = 0 if have > most else failures + 1
+        most = max(most, have)
         if failures == TRIES:
             raise RnasError(
                 f"cannot download {url}: {fault}; {_outlook(have, remote.size, restarts)}; without internet, put "
                 f"{remote.file} into {part.parent}, or {_advice(remote, url)}"
             )
-        time.sleep(PAUSE * 2**failures if failures else 0)
+        time.sleep(PAUSE * 2 ** (failures - 1) if failures else 0)
 
 
 def _outlook(have: int, size: int, restarts: bool) -> str:

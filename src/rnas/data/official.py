@@ -46,6 +46,8 @@ class Official:
     """Every file that the data set consists of, named from its folder."""
     counts: tuple[int, int]
     """Training and test images of the official set."""
+    class_count: int
+    image_size: int
     limit: int = 0
     """How many bytes the archive may unpack to; 0 for files that are no archives."""
     pickles: str | None = None
@@ -347,6 +349,8 @@ SETS: dict[str, Official] = {
             read=_CIFAR10,
             list_files=_CIFAR10.list_files,
             counts=(50_000, 10_000),
+            class_count=10,
+            image_size=32,
             limit=256 << 20,
             pickles="cifar-10-batches-py",
         ),
@@ -358,6 +362,8 @@ SETS: dict[str, Official] = {
             read=_CIFAR100,
             list_files=_CIFAR100.list_files,
             counts=(50_000, 10_000),
+            class_count=100,
+            image_size=32,
             limit=256 << 20,
             pickles="cifar-100-python",
         ),
@@ -369,6 +375,8 @@ SETS: dict[str, Official] = {
             read=_SVHN,
             list_files=_SVHN.list_files,
             counts=(73_257, 26_032),
+            class_count=10,
+            image_size=32,
         ),
         Official(
             name="svhn-extra",
@@ -378,6 +386,8 @@ SETS: dict[str, Official] = {
             read=_SVHN_EXTRA,
             list_files=_SVHN_EXTRA.list_files,
             counts=(73_257 + 531_131, 26_032),
+            class_count=10,
+            image_size=32,
         ),
         Official(
             name="tiny-imagenet",
@@ -391,6 +401,8 @@ SETS: dict[str, Official] = {
             read=_tiny,
             list_files=_tiny_files,
             counts=(100_000, 10_000),
+            class_count=200,
+            image_size=64,
             limit=1 << 30,
         ),
     )

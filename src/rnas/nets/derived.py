@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor, nn
 
 from rnas.errors import RnasError
 from rnas.genotype import Architecture, Cell, Edge
 from rnas.nets.recompute import recomputed
-from rnas.ops import FactorizedReduce, Normalize, operation, reductions, relu_conv_bn, stem
+from rnas.ops import FactorizedReduce, Normalize, operation, reductions, relu_conv_bn, stem, total
 
 ImageSize = int | tuple[int, int]  # a side, or height and width
 
@@ -45,7 +43,7 @@ class Node(nn.ModuleList):
     def forward(self, states: list[Tensor]) -> Tensor:
         """`states` are the nodes before this one, each (B,channels,H,W)."""
         terms: list[Tensor] = [edge(states[source]) for edge, source in zip(self, self.sources, strict=True)]
-        return functools.reduce(torch.add, terms)
+        return total(terms)
 
 
 class DerivedCell(nn.Module):

@@ -9,7 +9,7 @@ attack, where no weight changes, only once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -21,6 +21,7 @@ from rnas.nets import fast_cpu, fast_gpu
 from rnas.nets.fast_kernels import arrange
 from rnas.nets.fast_nodes import Convolving, Rule, Source, TrainRule, scale_and_shift
 from rnas.nets.supernet import MixedOperation, Supernet, SupernetCell
+from rnas.ops import total
 from rnas.precision import pass_dtype
 from rnas.settings import SearchSpace
 
@@ -81,19 +82,12 @@ class FastCell(SupernetCell):
         incoming: list[list[Tensor]] = [[] for _ in range(self.nodes)]
         for number, source in enumerate(self._sources):
             if number >= 2:
-                states.append(_sum(incoming[number - 2]))
+                states.append(total(incoming[number - 2]))
             outputs = rule.leave(states[number], source)
             for end, out in zip(incoming[max(number - 1, 0) :], outputs, strict=True):
                 end.append(out)
-        states.append(_sum(incoming[-1]))
+        states.append(total(incoming[-1]))
         return torch.cat(states[2:], dim=1)
-
-
-def _sum(terms: Sequence[Tensor]) -> Tensor:
-    total = terms[0]
-    for term in terms[1:]:
-        total = total + term
-    return total
 
 
 class FastSupernet(Supernet):

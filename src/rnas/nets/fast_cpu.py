@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from rnas.nets.fast_functions import mix, mix_folded, normalize
 from rnas.nets.fast_kernels import avg_pool
-from rnas.nets.fast_nodes import Convolving, Leaving, Rule, Source, TrainRule, follow, is_pointwise, scale_and_shift
+from rnas.nets.fast_nodes import Convolving, Rule, Source, TrainRule, follow, is_pointwise, scale_and_shift
 from rnas.ops import FactorizedReduce
 from rnas.precision import pass_dtype
 
@@ -61,8 +61,7 @@ class BatchStatistics(TrainRule):
         self._seen += [(bn, mean, var, n / (n - 1)) for bn, (mean, var) in zip(bns, statistics, strict=True)]
 
     def enter(self, x: Tensor, entrance: Convolving) -> Tensor:
-        plan = Leaving(1, (entrance.shape,), (0,), ())
-        (out,), statistics = mix(plan, x.new_ones(1, 1), [x], _tensors(entrance), entrance.bns[0].eps)
+        (out,), statistics = mix(entrance.alone, x.new_ones(1, 1), [x], _tensors(entrance), entrance.bns[0].eps)
         self._see(entrance.bns, statistics, out)
         return out
 
@@ -96,7 +95,7 @@ class Folded(Rule):
 
     def enter(self, x: Tensor, entrance: Convolving) -> Tensor:
         tensors, bias = self._entrances[id(entrance)]
-        return mix_folded(Leaving(1, (entrance.shape,), (0,), ()), [x], [bias], tensors)[0]
+        return mix_folded(entrance.alone, [x], [bias], tensors)[0]
 
     def leave(self, x: Tensor, source: Source) -> Sequence[Tensor]:
         return mix_folded(source.plan, [x, *_pools(source, x)], *self._sources[id(source)])

@@ -44,6 +44,7 @@ class Convolving:
         self.module = module
         self.convs = [m for m in module.modules() if isinstance(m, nn.Conv2d)]
         self.bns = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
+        self.alone = Leaving(1, (self.shape,), (0,), ())  # the plan of a node that nothing else leaves
 
 
 def is_pointwise(conv: nn.Conv2d) -> bool:

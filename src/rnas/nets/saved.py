@@ -27,6 +27,11 @@ def save_model(folder: Path, model: nn.Module, meta: dict[str, Any]) -> None:
     files.write_json(folder / META, meta)
 
 
+def find_model(run: Path) -> Path | None:
+    """Where the trained network of `run` lies: a training run itself, or the train/ of a whole pipeline's."""
+    return next((folder for folder in (run, run / "train") if (folder / META).exists()), None)
+
+
 def load_model(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     """The network of `folder`, in eval mode on the CPU, and its model.json. Draws no random numbers.
 

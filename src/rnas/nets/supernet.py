@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor, nn
 
 from rnas.genotype import Cell, Genotype
-from rnas.ops import FactorizedReduce, Normalize, operation, reductions, relu_conv_bn, stem
+from rnas.ops import FactorizedReduce, Normalize, operation, reductions, relu_conv_bn, stem, total
 from rnas.settings import SearchSpace
 
 
@@ -22,11 +19,7 @@ class MixedOperation(nn.Module):
 
     def forward(self, x: Tensor, weights: Tensor) -> Tensor:
         """`x` (B,C,H,W), `weights` (operations,)."""
-        return _total(w * o(x) for w, o in zip(weights, self.operations, strict=True))
-
-
-def _total(terms: Iterable[Tensor]) -> Tensor:
-    return functools.reduce(torch.add, terms)
+        return total(w * o(x) for w, o in zip(weights, self.operations, strict=True))
 
 
 def _with_pool_bn(name: str, channels: int, stride: int) -> nn.Module:
@@ -70,7 +63,7 @@ class SupernetCell(nn.Module):
         for _ in range(self.nodes):
             incoming = [self.edges[edge + j](s, weights[edge + j]) for j, s in enumerate(states)]
             edge += len(states)
-            states.append(_total(incoming))
+            states.append(total(incoming))
         return torch.cat(states[2:], dim=1)
 
 

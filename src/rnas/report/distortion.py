@@ -13,7 +13,8 @@ from rnas.errors import RnasError
 from rnas.report import theme
 from rnas.report.drawing import Dot, Drawing, Picture, Text, arranged, text_width
 from rnas.report.figures import Distorted, distortion_drawings
-from rnas.report.read import Record, read_arrays, read_distortion
+from rnas.report.read import read_distortion
+from rnas.runs import Record, read_arrays
 
 DEPTHS = 5
 """Layers of a figure of several depths."""

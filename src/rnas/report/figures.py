@@ -16,9 +16,10 @@ from rnas.report.cells import pretty, state_name
 from rnas.report.charts import Bubble, Format, Mark, Series, bubble_chart, dot_chart, line_chart, percent, short
 from rnas.report.drawing import Drawing, Text, png, polyline
 from rnas.report.html import Html, el, join
-from rnas.report.read import Examples, NetworkPart, Record, SearchPart
+from rnas.report.read import Examples, NetworkPart, SearchPart
 from rnas.report.tables import attacks_of, entry
 from rnas.report.words import attack_name
+from rnas.runs import Record
 
 DASH = (5.0, 4.0)
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +13,17 @@ from numpy.typing import NDArray
 from rnas.errors import RnasError
 from rnas.files import read_json
 from rnas.genotype import CellCodes, Genotype, architecture_from_json
-from rnas.runs import ENVIRONMENT, LOG, SETTINGS, read_log
-
-Record = dict[str, Any]
+from rnas.runs import (
+    ENVIRONMENT,
+    LOG,
+    SETTINGS,
+    Record,
+    check_evaluation,
+    number,
+    read_arrays,
+    read_log,
+    read_masks,
+)
 
 
 @dataclass(frozen=True)
@@ -86,18 +92,6 @@ class NetworkPart(Part):
     def arch(self) -> str:
         """The name of the architecture, `genotype` for a cell of one's own."""
         return str(self.model.get("arch") or self.settings.get("arch") or self.folder.name)
-
-
-def number(record: Record, *keys: str, where: str) -> float | None:
-    """The number under `keys`; None if it is missing, null or not finite. RnasError if it is something else."""
-    value: Any = record
-    for key in keys:
-        value = value.get(key) if isinstance(value, dict) else None
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise RnasError(f"{where}: {'.'.join(keys)} is {value!r}: expected a number")
-    return float(value) if math.isfinite(value) else None
 
 
 def read_parts(folders: Sequence[Path]) -> list[Part]:
@@ -213,15 +207,7 @@ def _network(name: str, folder: Path) -> NetworkPart:
     evaluation = _object(folder / "evaluation.json") or None
     if evaluation is not None:
         check_evaluation(evaluation, folder / "evaluation.json")
-    masks = read_arrays(folder / "masks.npz")
-    labels = masks.pop("labels", None)
-    for key, mask in masks.items():
-        if mask.dtype != np.bool_ or mask.ndim != 1 or len(mask) != len(next(iter(masks.values()))):
-            raise RnasError(f"{folder / 'masks.npz'} is damaged: {key} is no row of booleans as long as the others")
-    if labels is not None and (
-        labels.dtype.kind not in "iu" or labels.ndim != 1 or any(len(labels) != len(m) for m in masks.values())
-    ):
-        raise RnasError(f"{folder / 'masks.npz'} is damaged: labels are not one class number for each image")
+    masks, labels = read_masks(folder / "masks.npz")
     return NetworkPart(
         **common,
         model=model,
@@ -232,42 +218,6 @@ def _network(name: str, folder: Path) -> NetworkPart:
         examples=_examples(folder / "examples.npz"),
         distortion=read_distortion(folder / "distortion.json"),
     )
-
-
-def check_evaluation(evaluation: Record, path: Path) -> None:
-    """RnasError unless `evaluation` has what the page and comparisons show of it, in the right form."""
-    attacks = evaluation.get("attacks")
-    if not isinstance(attacks, dict) or not all(isinstance(v, dict) for v in attacks.values()):
-        raise RnasError(f"{path} is damaged: expected an object 'attacks' with one object for each attack")
-    if not isinstance(evaluation.get("clean"), dict):
-        raise RnasError(f"{path} is damaged: expected an object 'clean'")
-    for name, entry in (("clean", evaluation["clean"]), *attacks.items(), ("union", evaluation.get("union", {}))):
-        where = f"{path}, {name}"
-        if not isinstance(entry, dict):
-            raise RnasError(f"{where} is {entry!r}: expected an object with an accuracy")
-        number(entry, "seconds", where=where)
-        interval = entry.get("interval", [])
-        if not isinstance(interval, list) or len(interval) not in (0, 2):
-            raise RnasError(f"{where}: interval is {interval!r}: expected two numbers")
-        accuracy = number(entry, "accuracy", where=where)
-        for share in (*interval, *([] if accuracy is None else [accuracy])):
-            if type(share) not in (int, float) or not -1e-9 <= share <= 1 + 1e-9:
-                raise RnasError(f"{where}: {share!r} is no accuracy: expected a number from 0 to 1")
-    for key in ("n", "eps"):
-        number(evaluation, key, where=str(path))
-    if not isinstance(evaluation.get("warnings", []), list):
-        raise RnasError(f"{path} is damaged: expected a list of warnings")
-
-
-def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """The arrays of an .npz file, or none if there is no such file. Nothing is unpickled."""
-    if not path.exists():
-        return {}
-    try:
-        with open(path, "rb") as f, np.load(f, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, AttributeError) as e:
-        raise RnasError(f"{path} is damaged: {e}") from e
 
 
 def _examples(path: Path) -> Examples | None:

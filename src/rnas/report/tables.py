@@ -11,8 +11,9 @@ from rnas import paper
 from rnas.report.charts import percent, short
 from rnas.report.compare import Comparison, verdict
 from rnas.report.html import Html, el
-from rnas.report.read import NetworkPart, Part, Record
+from rnas.report.read import NetworkPart, Part
 from rnas.report.words import PAPER_TABLES, attack_name, count, duration, training
+from rnas.runs import Record
 
 NO_VALUE = "–"
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from rnas.report.read import NetworkPart, Record
+from rnas.report.read import NetworkPart
+from rnas.runs import Record
 
 _ATTACKS = {
     "clean": "Clean",

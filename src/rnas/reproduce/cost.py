@@ -11,6 +11,7 @@ from torch import nn
 from rnas.console import Console
 from rnas.cost import FORWARD, Facts, Speed, evaluate_seconds, measure, search_seconds, train_seconds
 from rnas.data import load
+from rnas.data.official import SETS
 from rnas.errors import RnasError
 from rnas.files import read_json, write_json
 from rnas.nets import zoo
@@ -21,19 +22,13 @@ from rnas.steps import choose_device, reseed
 
 THROUGHPUT = "throughput.json"
 CPU_IMAGES = 8
-# The official counts, so that planning downloads nothing.
-OFFICIAL = {
-    "cifar10": Facts(50_000, 10_000, 10, (32, 32)),
-    "cifar100": Facts(50_000, 10_000, 100, (32, 32)),
-    "svhn": Facts(73_257, 26_032, 10, (32, 32)),
-    "tiny-imagenet": Facts(100_000, 10_000, 200, (64, 64)),
-}
 
 
 def facts(source: Source) -> Facts:
-    """The counts of `source`; named sets are not loaded, let alone downloaded."""
-    if source.data in OFFICIAL:
-        found = OFFICIAL[source.data]
+    """The counts of `source`; named sets are not loaded, let alone downloaded: planning does neither."""
+    official = SETS.get(source.data)
+    if official is not None:
+        found = Facts(*official.counts, official.class_count, (official.image_size, official.image_size))
     else:
         data = load(source.data, root=source.data_root)
         found = Facts(len(data.train), len(data.test), len(data.classes), data.image_size)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rnas.console import Console
 from rnas.distortion import DISTORTION, distortion
-from rnas.errors import RnasError
+from rnas.errors import RnasError, out_of_memory
 from rnas.evaluation import EVALUATION, evaluate_run
 from rnas.files import read_json, write_json
 from rnas.nets.saved import META
@@ -31,6 +31,8 @@ def finished(step: Step) -> bool:
             if not (run / EVALUATION).exists() or not (run / EVALUATED).exists():
                 return False
             done, wanted = read_json(run / EVALUATED), _evaluated(step)
+            if not isinstance(done, dict) or not isinstance(done.get("attacks"), list):
+                return False  # not as rnas writes it
             same = all(done.get(key) == value for key, value in wanted.items() if key != "attacks")
             return same and set(step.attacks) <= set(done["attacks"])
         case Distortion():
@@ -70,8 +72,9 @@ def needs(step: Step, plan: Plan) -> list[Path]:
 
 
 def run_missing(plan: Plan, console: Console, after: Callable[[dict[Path, str]], None]) -> dict[Path, str]:
-    """Run what is missing. A step that fails (a loss that is no longer finite, say) is told of and left, and what needs
-    it is left too: the rest goes on. Returns why, for each of these; `after` is called with it after each step."""
+    """Run what is missing. A step that fails (its loss is no longer finite, memory runs out) is told of and left, and
+    what needs it is left too: the rest goes on. Returns why, for each of these; `after` is called with it after each
+    step."""
     failed: dict[Path, str] = {}
     for i, (path, step) in enumerate(plan.steps.items(), 1):
         lost = next((failed[p] for p in needs(step, plan) if p in failed), None)
@@ -81,8 +84,11 @@ def run_missing(plan: Plan, console: Console, after: Callable[[dict[Path, str]],
             console.say(f"[{i}/{len(plan.steps)}] {path.relative_to(plan.settings.out)}")
             try:
                 perform(step, console)
-            except RnasError as e:
-                console.say(f"failed: {e}")
-                failed[path] = str(e)
+            except (RnasError, MemoryError, RuntimeError) as e:
+                told = e if isinstance(e, RnasError) else out_of_memory(e)
+                if told is None:
+                    raise
+                console.say(f"failed: {told}")
+                failed[path] = str(told)
             after(failed)
     return failed

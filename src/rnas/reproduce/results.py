@@ -12,8 +12,9 @@ from typing import Any
 
 from rnas import paper
 from rnas.files import read_json
-from rnas.report.read import check_evaluation, read_distortion
+from rnas.report.read import read_distortion
 from rnas.reproduce.plan import AT, ST, Plan, Row
+from rnas.runs import check_evaluation
 
 KEYS = ("clean", "fgsm", "pgd20", "pgd100", "cw", "aa")
 
