@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from benchmarks import __main__ as everything
-from benchmarks import compiled, search_step, train_step
+from benchmarks import compiled, profiled, search_step, train_step
 from benchmarks.projected import duration, search_seconds, training_seconds
 from benchmarks.timing import interleaved, median, ratio
 
@@ -154,3 +154,28 @@ def test_a_result_is_named_after_the_gpu(monkeypatch: pytest.MonkeyPatch, tmp_pa
         ["--rounds", "2", "--json", str(tmp_path / "quick-steps.json")],
         ["--device", "cuda", "--json", str(tmp_path / "steps-nvidia-h100-80gb-hbm3.json")],
     ]
+
+
+def test_a_profile_adds_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every event has one kind, and the shares are of the whole."""
+    kinds = {
+        "aten::convolution_backward": "backward of convolutions",
+        "aten::mkldnn_convolution": "forward convolutions",
+        "aten::addmm": "matrix products",
+        "aten::max_pool2d_with_indices_backward": "pools",
+        "aten::threshold_backward": profiled.ELEMENTWISE,
+        "aten::t": profiled.REST,
+        "_MixBackward": profiled.REST,
+    }
+    assert {event: profiled.kind_of(event) for event in kinds} == kinds
+    monkeypatch.setattr(search_step, "SearchSpace", lambda: SearchSpace(cells=3, channels=2, nodes=1))
+    threads = torch.get_num_threads()
+    try:
+        profiled.main(["--batch-size", "2", "--json", str(tmp_path / "profile.json")])
+    finally:
+        torch.set_num_threads(threads)
+    shares = json.loads((tmp_path / "profile.json").read_text())["shares"]
+    assert len(shares) == 4
+    assert all(sum(of.values()) == pytest.approx(1) for of in shares.values())
+    assert shares["pgd, fast"]["matrix products"] > shares["pgd, published"]["matrix products"]
+    assert "backward of convolutions" in capsys.readouterr().out
