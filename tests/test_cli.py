@@ -289,3 +289,18 @@ def test_a_source_tree_without_git_runs_too(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_name_that_is_no_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
     assert "is not UTF-8" in refused(capsys, "run", "--data", folder, "--out", str(tmp_path / "out"))
+
+
+def test_names_with_line_ends_stay_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("train/ant", "train/bee", "test/ant", "test/bee"):
+        (tmp_path / name).mkdir(parents=True)
+        Image.new("RGB", (16, 16)).save(tmp_path / name / "0.png")
+    (tmp_path / "train/ant/bad\n\x1b[31mred.png").write_bytes(b"no image")
+    said = refused(capsys, "search", "--data", str(tmp_path), "--out", str(tmp_path / "out"))
+    assert r"bad\n\x1b[31mred.png" in said
+
+
+def test_an_option_of_another_command_is_named_in_plain_words(capsys: pytest.CaptureFixture[str]) -> None:
+    said = refused(capsys, "evaluate", "run", "--out", "x")
+    assert "--out" in said
+    assert "applied" not in said

@@ -384,6 +384,21 @@ def test_pauses_begin_with_a_second_and_double(tmp_path, served, monkeypatch):
     assert pauses == [1.0, 2.0, 4.0]
 
 
+def test_a_foreign_beginning_is_fetched_again_in_the_same_call(tmp_path, served):
+    """A hotel's login page, kept as the beginning of the archive."""
+    served.files["f.bin"] = CONTENT
+    (tmp_path / "f.bin.part").write_bytes(b"<html>log in</html>")
+    assert fetch(remote("f.bin", CONTENT), tmp_path, served.url).read_bytes() == CONTENT
+    assert [asked for _, asked in served.requests] == ["bytes=19-", None]
+    assert [p.name for p in tmp_path.iterdir()] == ["f.bin"]
+
+
+def test_a_server_that_refuses_a_range_nobody_asked_for(tmp_path, served):
+    served.files["f.bin"], served.statuses = CONTENT, [416]
+    with pytest.raises(RnasError, match="the server answers 416"):
+        fetch(remote("f.bin", CONTENT), tmp_path, served.url)
+
+
 def test_redirection_in_circles_is_told_in_one_line(tmp_path, served):
     served.files["f.bin"], served.circles = CONTENT, True
     with pytest.raises(RnasError, match=r"the server answers 302 and redirects in circles; use another mirror$"):
@@ -429,14 +444,6 @@ def test_what_is_left_of_attempts_goes_when_the_file_was_brought_by_hand(tmp_pat
     monkeypatch.setenv("RNAS_MIRROR", "nonsense, of no importance here")
     rnas.data.load("cifar10", root=tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cifar-10-batches-bin", archive.name]
-
-
-def test_a_part_of_another_file_is_found_out_and_the_next_call_starts_afresh(tmp_path, served):
-    served.files["f.bin"] = CONTENT
-    (tmp_path / "f.bin.part").write_bytes(bytes(1000))
-    with pytest.raises(RnasError, match="MD5"):
-        fetch(remote("f.bin", CONTENT), tmp_path, served.url)
-    assert fetch(remote("f.bin", CONTENT), tmp_path, served.url).read_bytes() == CONTENT
 
 
 def test_a_mirror_that_sends_too_much_spoils_nothing(tmp_path, served):
@@ -747,7 +754,21 @@ def test_incomplete_layouts_are_not_taken_for_whole_ones(tmp_path, monkeypatch, 
     publish(monkeypatch, served, "cifar10", [tar(cifar10_files())])
     write(tmp_path, cifar10_files())
     (tmp_path / "cifar-10-batches-bin" / "data_batch_3.bin").unlink()
-    with pytest.raises(RnasError, match="in the way and incomplete: remove it"):
+    with pytest.raises(RnasError, match=r"cifar-10-batches-bin lacks data_batch_3\.bin: put it there, or remove"):
         rnas.data.prepare("cifar10", tmp_path, served.url)
+    assert served.requests == [], "told before 170 MB are fetched in vain"
     shutil.rmtree(tmp_path / "cifar-10-batches-bin")
     assert rnas.data.prepare("cifar10", tmp_path, served.url)["train"] == 50
+
+
+def test_a_label_that_no_digit_has_is_named(tmp_path):
+    bad = mat(X=np.zeros((32, 32, 3, 3), np.uint8), y=np.array([[1], [11], [3]]))
+    write(tmp_path, {"train_32x32.mat": bad, "test_32x32.mat": svhn_file(20, 1)})
+    with pytest.raises(RnasError, match="y has a label 11: expected 1 to 10, where 10 is the digit 0"):
+        rnas.data.load("svhn", root=tmp_path)
+
+
+def test_pickles_given_as_a_folder_of_images(tmp_path):
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    with pytest.raises(RnasError, match=r"as Python pickles.*rnas data cifar10 --data-root"):
+        rnas.data.load(tmp_path / "cifar-10-batches-py")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import subprocess
 import sys
 import threading
 import time
+import unicodedata
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +23,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import rnas.data
-from rnas.data import images
+from rnas.data import cache, images
 from rnas.data.folders import _set_apart
 from rnas.errors import RnasError
 
@@ -119,6 +121,7 @@ BAD_ARRAYS: dict[str, tuple[Arrays, str]] = {
     "other sizes": (arrays() | {"x_test": np.zeros((6, 9, 9, 3), np.uint8)}, "8x8 and test images 9x9"),
     "too few names": (arrays() | {"classes": np.array(["a", "b"])}, "names 2 different classes"),
     "numbers as names": (arrays() | {"classes": np.arange(3)}, "expected a list of strings"),
+    "an empty name": (arrays() | {"classes": np.array(["a", " ", "c"])}, "classes has an empty name"),
     "pickled labels": (arrays() | {"y_train": np.array([{}] * 12, object)}, "pickled"),
 }
 
@@ -421,6 +424,23 @@ def test_the_cache_is_used_and_made_again_when_the_source_changes(tmp_path, monk
     assert len(rnas.data.load(root).train) == 7
 
 
+@pytest.mark.parametrize("way", ["overwritten", "replaced"])
+def test_an_image_of_equal_size_and_time_is_another_all_the_same(tmp_path, way):
+    """As programs leave them that copy times too."""
+    root = folder(tmp_path / "pets")
+    for number, place in enumerate((root / "train/ant/0.bmp", tmp_path / "other.bmp")):
+        picture(place, color=(7 + number,) * 3)
+        os.utime(place, ns=(1, 1))
+    (root / "train/ant/0.png").unlink()
+    assert rnas.data.load(root).train.images[0, 0, 0, 0] == 7
+    if way == "overwritten":
+        (root / "train/ant/0.bmp").write_bytes((tmp_path / "other.bmp").read_bytes())
+        os.utime(root / "train/ant/0.bmp", ns=(1, 1))
+    else:
+        os.replace(tmp_path / "other.bmp", root / "train/ant/0.bmp")
+    assert rnas.data.load(root).train.images[0, 0, 0, 0] == 8
+
+
 @pytest.mark.parametrize("where", ["image", "label", "end", "truncated", "empty"])
 def test_a_damaged_cache_is_made_again(tmp_path, where):
     root = folder(tmp_path / "pets")
@@ -544,6 +564,59 @@ def test_a_full_disk(tmp_path):
     assert not [p for p in root.rglob("*") if ".u8" in p.name]
 
 
+def test_where_the_data_has_no_room_the_cache_root_may(tmp_path, monkeypatch):
+    root = folder(tmp_path / "pets")
+    real = cache.replacing
+
+    @contextlib.contextmanager
+    def full(path: Path) -> Iterator[Path]:
+        with real(path) as temporary:
+            if root in path.parents or everywhere:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            yield temporary
+
+    monkeypatch.setattr(cache, "replacing", full)
+    everywhere = False
+    assert len(rnas.data.load(root).train) == 6
+    (file,) = tmp_path.rglob("*.u8")
+    assert tmp_path / "cache-root" in file.parents
+    everywhere = True
+    file.unlink()
+    with pytest.raises(RnasError, match=r"cannot write .*pets/\.rnas/.*No space left.*make room"):
+        rnas.data.load(root)
+
+
+def test_accents_may_be_encoded_in_two_ways(tmp_path):
+    """As one system writes names, and as another unpacks them."""
+    root = folder(tmp_path / "pets")
+    for part, form in (("train", "NFC"), ("test", "NFD")):
+        (root / part / "ant").rename(root / part / unicodedata.normalize(form, "äffin"))
+    assert rnas.data.load(root).classes == ("bee", "äffin")
+    (root / "train" / unicodedata.normalize("NFD", "äffin")).mkdir()
+    with pytest.raises(RnasError, match="differ only in how accents are encoded"):
+        rnas.data.load(root)
+
+
+def test_what_pillow_only_warns_of_is_told_once_and_by_us(tmp_path):
+    """Warnings are errors in these tests."""
+    root = folder(tmp_path / "pets")
+    Image.new("1", (9500, 9500)).save(root / "train/ant/large.png")
+    with pytest.raises(RnasError, match=r"large\.png \(9500x9500 pixels are more than"):
+        rnas.data.load(root, image_size=8)
+
+
+def test_an_npz_that_unpacks_to_more_than_its_labels_need_is_not_unpacked(tmp_path):
+    path = tmp_path / "bomb.npz"
+    np.savez_compressed(path, **(arrays() | {"x_train": np.zeros((12, 2048, 2048), np.uint8), "y_train": np.arange(2)}))
+    with pytest.raises(RnasError, match="x_train has 49 MiB for 2 labels"):
+        rnas.data.load(path)
+
+
+def test_no_name_at_all():
+    with pytest.raises(RnasError, match="the name of the data is empty"):
+        rnas.data.load("")
+
+
 def test_the_images_are_mapped_and_may_be_changed_in_memory(tmp_path):
     root = folder(tmp_path / "pets")
     dataset = rnas.data.load(root)
@@ -591,6 +664,8 @@ def test_a_worker_that_dies_is_an_error_and_none_is_left_behind(tmp_path, monkey
         def __init__(self, command, **options):
             super().__init__([sys.executable, "-c", "import sys; sys.stdin.read()"], **options)
             started.append(self)
+            if hasattr(os, "getsid"):
+                assert os.getsid(self.pid) != os.getsid(0), "Ctrl-C is not for the workers to answer, by a traceback"
 
     monkeypatch.setattr(images, "WORTHWHILE", 0)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)

@@ -55,6 +55,13 @@ def test_every_network_comes_back_bit_for_bit(name: str, tmp_path: Path) -> None
     assert torch.equal(loaded(x), network.eval()(x))
 
 
+def test_who_may_read_the_description_may_read_the_weights(tmp_path: Path) -> None:
+    description = meta("RNAS-L")
+    save_model(tmp_path, trained(description), description)
+    modes = {path.name: path.stat().st_mode for path in tmp_path.iterdir()}
+    assert modes["model.safetensors"] == modes["model.json"]
+
+
 def test_a_genotype_of_ones_own_comes_back(tmp_path: Path) -> None:
     for name in ("RNAS-L", "RobNet-large"):
         description = meta("genotype", genotype=paper.genotype(name).to_json(), stem_stride=2, auxiliary=True)

@@ -52,16 +52,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _check_text(arguments)
         _run(parse(arguments))
     except RnasError as e:
-        print(f"rnas: {e}", file=sys.stderr)
+        print(f"rnas: {_one_line(str(e))}", file=sys.stderr)
         sys.exit(2)
     except OSError as e:
-        print(f"rnas: {e.filename or 'writing'}: {e.strerror or e}", file=sys.stderr)
+        where = e.filename or "writing"
+        print(f"rnas: {_one_line(f'{where}: {e.strerror or e}')}", file=sys.stderr)
         sys.exit(2)
     except (MemoryError, RuntimeError) as e:
         told = out_of_memory(e)
         if told is None:
             raise
-        print(f"rnas: {told}", file=sys.stderr)
+        print(f"rnas: {_one_line(str(told))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as e:
         words, code = ("terminated", 143) if isinstance(e, _Terminated) else ("interrupted", 130)
@@ -71,6 +72,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 _KEPT = dict.fromkeys(("run", "search", "train", "evaluate"), "; what is finished is kept, --resume goes on")
 _KEPT |= dict.fromkeys(("data", "reproduce"), "; what is finished is kept, the next call goes on")
+
+
+def _one_line(text: str) -> str:
+    """`text` as it may be shown: the names of files, and what servers answer, can hold line ends and worse."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text)
 
 
 def _check_text(arguments: Sequence[str]) -> None:
@@ -115,6 +121,7 @@ def _sentence(box: str) -> str:
     if "╭" not in box:  # where that cannot be printed, the title is a paragraph
         paragraphs = paragraphs[1:]
     text = " ".join(paragraphs[0].replace("(required)", "").split()) if paragraphs else box.strip()
+    text = re.sub(r" \(applied to [^)]*\)| Arguments are applied to .*", "", text)
     if found := re.match(r"Error parsing (\S+): .*instantiated from \['(.*?)'\]", text):
         kind = re.search(re.escape(found[1]) + r" (?:\{None\}\|)?(\S+)", " ".join(paragraphs[1:]))
         text = f"{found[1]} is {found[2]}: expected {kind[1] if kind else 'another value'}"

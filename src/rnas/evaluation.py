@@ -207,13 +207,17 @@ def _test_images(settings: Evaluate, folder: Path, meta: dict[str, Any]) -> tupl
         size = meta["image_size"][0]
         data = images.load(settings.data, image_size=None if settings.data.endswith(".npz") else size)
     if list(data.classes) != meta["classes"]:
-        raise RnasError(f"{data.name} has other classes than the network in {folder}: {', '.join(data.classes[:5])}, …")
+        raise RnasError(f"{data.name} has other classes than the network in {folder}: {_some(data.classes)}")
     if list(data.image_size) != meta["image_size"]:
         raise RnasError(
             f"{data.name} has images of {data.image_size}: the network in {folder} takes {meta['image_size']}"
         )
     n = min(settings.limit or len(data.test), len(data.test))
     return data.name, data.test[stratified(data.test.labels, n, seed=0).nonzero()[:, 0]]  # the same for every run
+
+
+def _some(names: Sequence[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
 
 
 def _partial_state(settings: Evaluate, folder: Path, eps: float, name: str) -> Path:

@@ -54,6 +54,8 @@ def _find(
 ) -> Dataset:
     from rnas.data import arrays, folders, official
 
+    if spec == "":
+        raise RnasError(f"the name of the data is empty: expected an .npz file, a folder, or {', '.join(NAMES)}")
     path = Path(os.path.expanduser(spec))  # unlike Path.expanduser, leaves what it does not know
     own_folder = spec not in NAMES and path.is_dir()
     if test_fraction is not None and not own_folder:
@@ -63,6 +65,7 @@ def _find(
     if spec in official.SETS:
         return official.named(official.SETS[str(spec)], root or cache_root(), image_size, progress=progress)[0]
     if own_folder:
+        official.refuse_pickles_at(path)
         return folders.folder(path, image_size, test_fraction, progress)
     if path.suffix == ".npz" or path.is_file():
         return arrays.npz(path, image_size)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rnas.data.dataset import Dataset, Split, stratified
 from rnas.errors import RnasError
+from rnas.files import size_text
 
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 MIN_SIZE, MAX_SIZE = 4, 1024
@@ -75,13 +76,18 @@ def npz(path: Path, image_size: int | None = None) -> Dataset:
 def _read_npz(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     try:
         with zipfile.ZipFile(path) as z:
+            sizes = {member.filename: member.file_size for member in z.infolist()}
             declared = sum(member.file_size for member in z.infolist())
         if declared > MAX_BYTES:
             raise RnasError(f"{path} declares {declared >> 30} GiB of arrays: expected {MAX_BYTES >> 30} GiB at most")
         with np.load(path, allow_pickle=False) as z:
             if not set(ARRAYS) <= set(z.files):
                 return dict.fromkeys(z.files, np.empty(0))  # their names are all that is asked for
-            return {name: z[name] for name in (*ARRAYS, "classes") if name in z.files}
+            found = {name: z[name] for name in ("y_train", "y_test", "classes") if name in z.files}
+            for part in ("train", "test"):
+                _check_declared(path, sizes[f"x_{part}.npy"], f"x_{part}", found[f"y_{part}"].size)
+                found[f"x_{part}"] = z[f"x_{part}"]
+            return found
     except OSError as e:
         raise RnasError(f"cannot read {path}: {e.strerror or e}") from e
     except RnasError:
@@ -90,6 +96,15 @@ def _read_npz(path: Path) -> dict[str, np.ndarray[Any, Any]]:
         if path.suffix != ".npz":
             raise RnasError(f"{path} is a file, and no .npz: expected a folder of class folders or an .npz file") from e
         raise RnasError(f"{path} is damaged or no .npz file without pickled objects: {e}") from e
+
+
+def _check_declared(path: Path, size: int, name: str, labels: int) -> None:
+    """RnasError, before anything is allocated, if `size` bytes are more than so many images have."""
+    if size > labels * 3 * MAX_SIZE**2 + (1 << 20):
+        raise RnasError(
+            f"{path}: {name} has {size_text(size)} for {labels} labels: expected as many images, of {MAX_SIZE} pixels "
+            "a side at most"
+        )
 
 
 def check_images(x: np.ndarray[Any, Any], where: str, image_size: int | None) -> Tensor:
@@ -134,6 +149,8 @@ def _labels(y: np.ndarray[Any, Any], where: str) -> Tensor:
 def _class_names(names: np.ndarray[Any, Any], path: Path) -> tuple[str, ...]:
     if names.ndim != 1 or names.dtype.kind != "U":
         raise RnasError(f"{path}, classes has type {names.dtype} and shape {names.shape}: expected a list of strings")
+    if not all(str(name).strip() for name in names):
+        raise RnasError(f"{path}: classes has an empty name")
     return tuple(str(name) for name in names)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -53,12 +54,14 @@ class Decoding:
 
 
 def fingerprint(root: Path, files: Iterable[str], *settings: object) -> str:
-    """A digest of the names, sizes and times of change of `files` below `root`, and of `settings`."""
+    """A digest of the names, sizes and times of `files` below `root`, and of `settings`: when each was last written,
+    which anyone can set, and when it last changed in any way, which nobody can."""
     digest = blake2b(repr(settings).encode(), digest_size=16)
     try:
         for name in files:
             state = os.stat(os.path.join(root, name))  # pathlib takes seconds for a hundred thousand files
-            digest.update(f"{name}\0{state.st_size}\0{state.st_mtime_ns}\n".encode(errors="surrogateescape"))
+            facts = f"{name}\0{state.st_size}\0{state.st_mtime_ns}\0{state.st_ctime_ns}\n"
+            digest.update(facts.encode(errors="surrogateescape"))
     except OSError as e:
         raise RnasError(f"cannot read {e.filename}: {e.strerror}") from e
     return digest.hexdigest()
@@ -80,16 +83,27 @@ def cached(
     """The data set that `parse` decodes, from its cache if that was made from the same `source` (a fingerprint).
 
     The cache is `.rnas/NAME-VARIANT.u8` in the folder `beside` or, if that cannot be written, in the cache root; a
-    damaged or outdated one is made again. Where neither can be written the images stay in memory.
+    damaged or outdated one is made again. Where neither can be written the images stay in memory; where neither has
+    room, RnasError.
     """
     places = _places(beside, f"{name[:40]}-{variant}.u8")  # a file name has 255 bytes at most
     for path in places:
         if (dataset := read(path, name, source)) is not None:
             return dataset
+    full: _DiskFullError | None = None
     for path in places:
         if _writable(path.parent):
-            return _made(path, name, source, parse, progress)
+            try:
+                return _made(path, name, source, parse, progress)
+            except _DiskFullError as e:
+                full = full or e
+    if full is not None:
+        raise full
     return _in_memory(name, parse())
+
+
+class _DiskFullError(RnasError):
+    """There may be room elsewhere."""
 
 
 def _made(path: Path, name: str, source: str, parse: Callable[[], Decoding], progress: Progress | None) -> Dataset:
@@ -158,7 +172,8 @@ def write(path: Path, decoding: Decoding, source: str, progress: Progress | None
             out.write(rest + zlib.crc32(rest, checksum).to_bytes(SUM, "little") + MAGIC)
     except OSError as e:
         needed = size_text(_bytes(decoding, shape))
-        raise RnasError(f"cannot write {path}: {e.strerror}; {label} takes about {needed} there; make room") from e
+        kind = _DiskFullError if e.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None)) else RnasError
+        raise kind(f"cannot write {path}: {e.strerror}; {label} takes about {needed} there; make room") from e
 
 
 def _bytes(decoding: Decoding, shape: tuple[int, ...] | None) -> int:

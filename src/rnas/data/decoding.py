@@ -9,6 +9,7 @@ import json
 import stat
 import struct
 import sys
+import warnings
 from functools import cache
 from pathlib import Path
 
@@ -38,19 +39,8 @@ def decode(path: Path, size: int | None = None) -> NDArray[np.uint8]:
     UnreadableError if there is no such image.
     """
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe waits for someone to write into it
-            raise UnreadableError("no regular file")
-        with Image.open(path, formats=_formats(path.suffix.lower())) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise UnreadableError(f"{image.width}x{image.height} pixels are more than the {MAX_PIXELS} allowed")
-            if size is not None:
-                image.draft("RGB", (2 * size, 2 * size))  # lets a JPEG decoder skip detail that would be lost anyway
-            image.load()
-            upright = ImageOps.exif_transpose(image) if image.getexif().get(ORIENTATION, 1) != 1 else image
-            rgb = _rgb(upright)
-            if size is not None and rgb.size != (size, size):
-                rgb = ImageOps.fit(rgb, (size, size), Image.Resampling.BILINEAR)
-            return np.asarray(rgb)
+        with warnings.catch_warnings(action="ignore"):  # what Pillow finds odd and reads nevertheless
+            return _decoded(path, size)
     except UnreadableError:
         raise
     except UnidentifiedImageError as e:
@@ -59,6 +49,22 @@ def decode(path: Path, size: int | None = None) -> NDArray[np.uint8]:
         raise UnreadableError("no such file") from e
     except Exception as e:  # decoders raise many types on damaged files
         raise UnreadableError((str(e).splitlines() or [type(e).__name__])[0]) from e
+
+
+def _decoded(path: Path, size: int | None) -> NDArray[np.uint8]:
+    if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe waits for someone to write into it
+        raise UnreadableError("no regular file")
+    with Image.open(path, formats=_formats(path.suffix.lower())) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise UnreadableError(f"{image.width}x{image.height} pixels are more than the {MAX_PIXELS} allowed")
+        if size is not None:
+            image.draft("RGB", (2 * size, 2 * size))  # lets a JPEG decoder skip detail that would be lost anyway
+        image.load()
+        upright = ImageOps.exif_transpose(image) if image.getexif().get(ORIENTATION, 1) != 1 else image
+        rgb = _rgb(upright)
+        if size is not None and rgb.size != (size, size):
+            rgb = ImageOps.fit(rgb, (size, size), Image.Resampling.BILINEAR)
+        return np.asarray(rgb)
 
 
 @cache

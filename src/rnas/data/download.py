@@ -62,8 +62,14 @@ def fetch(remote: Remote, folder: Path, mirror: str | None = None, progress: Pro
             verify(remote, target, progress)
         else:
             url = f"{_checked(mirror)}/{remote.file}" if mirror else remote.url
+            earlier = part.exists()
             _complete(remote, url, part, progress)
-            _accept(remote, part, target, url, progress)
+            fault = _fault(remote, part, progress)
+            if fault and earlier:  # it may have begun with something else, such as a page that asks for a password
+                part.unlink()
+                _complete(remote, url, part, progress)
+                fault = _fault(remote, part, progress)
+            _accept(remote, part, target, url, fault)
         for leftover in (part, wrong):  # of earlier attempts
             leftover.unlink(missing_ok=True)
     except OSError as e:
@@ -110,8 +116,8 @@ def _advice(remote: Remote, url: str) -> str:
     return "give a --mirror" if url == remote.url else "use another mirror"
 
 
-def _accept(remote: Remote, part: Path, target: Path, url: str, progress: Progress | None) -> None:
-    if (fault := _fault(remote, part, progress)) is not None:
+def _accept(remote: Remote, part: Path, target: Path, url: str, fault: str | None) -> None:
+    if fault is not None:
         wrong = target.with_name(target.name + WRONG)
         os.replace(part, wrong)
         raise RnasError(
@@ -181,14 +187,14 @@ def _request(remote: Remote, url: str, part: Path, have: int) -> Any:
     except urllib.error.HTTPError as e:
         e.close()
         answer = f"the server answers {e.code} {_reason(e)}"
-        if e.code == 416:  # the server's file ends before ours
+        if e.code == 416 and have:  # the server's file ends before ours
             part.unlink()
             raise _Broken("the server has fewer bytes than are here already") from e
         if e.code in (408, 425, 429) or e.code >= 500:
             raise _Broken(answer) from e
         raise RnasError(f"cannot download {url}: {answer}; {_advice(remote, url)}") from e
     except (ValueError, http.client.InvalidURL) as e:
-        raise RnasError(f"{url} is no address: {e}") from e
+        raise RnasError(f"{url} is no address: {e}; write what is no ASCII letter percent-encoded") from e
     except OSError as e:
         raise _Broken(str(getattr(e, "reason", e))) from e
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import unicodedata
 from itertools import groupby
 from pathlib import Path
 
@@ -79,14 +80,17 @@ def _folders(root: Path) -> list[str]:
 
 
 def _classes(root: Path, part: str) -> tuple[tuple[str, ...], Labelled]:
-    classes = tuple(_folders(root / part))
+    named = sorted((unicodedata.normalize("NFC", name), name) for name in _folders(root / part))
+    classes = tuple(name for name, _ in named)
+    if len(set(classes)) < len(classes):
+        raise RnasError(f"{root / part} holds two class folders whose names differ only in how accents are encoded")
     if len(classes) < 2:
         raise RnasError(
             f"{root / part} holds {len(classes)} class folder{'s' * (len(classes) != 1)}: expected two or more"
         )
     _check_stray(root / part)
     labelled = []
-    for label, name in enumerate(classes):
+    for label, (_, name) in enumerate(named):
         if any("\ud800" <= c <= "\udfff" for c in name):  # how Python keeps bytes that are no text
             raise RnasError(f"the class folder {name!a} in {root / part} has a name that is not UTF-8: rename it")
         files = image_files(root, os.path.join(part, name))

@@ -124,7 +124,13 @@ def _start(stack: contextlib.ExitStack, task: dict[str, object]) -> IO[bytes]:
     """Start a worker with its `task`, and end it when `stack` unwinds; what it answers."""
     command = [sys.executable, "-P", "-W", "ignore", decoding.__file__]
     worker = stack.enter_context(
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=1 << 20)
+        subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=1 << 20,
+            start_new_session=True,  # Ctrl-C is this process's to answer
+        )
     )
     stack.callback(worker.kill)
     assert worker.stdin is not None  # they are pipes

@@ -82,9 +82,12 @@ def obtain(
     except OSError as e:
         raise RnasError(f"cannot write to {root}: {e.strerror or e}; choose another place with --data-root") from e
     if folder is None:
-        missing = [name for name in official.files if not (root / official.folder / name).exists()]
-        raise RnasError(f"{root / official.folder} lacks {', '.join(missing)}: remove it and start again")
+        raise RnasError(f"{root / official.folder} lacks {_missing(official, root)}: remove it and start again")
     return folder, True
+
+
+def _missing(official: Official, root: Path) -> str:
+    return ", ".join(name for name in official.files if not (root / official.folder / name).exists())
 
 
 def _obtain(official: Official, root: Path, mirror: str | None, progress: Progress | None) -> None:
@@ -93,6 +96,11 @@ def _obtain(official: Official, root: Path, mirror: str | None, progress: Progre
             if not (root / official.folder / remote.file).exists():
                 fetch(remote, root / official.folder, mirror, progress)
             continue
+        if os.path.lexists(root / official.folder):
+            raise RnasError(
+                f"{root / official.folder} lacks {_missing(official, root)}: put it there, or remove the folder, "
+                "and the archive is unpacked anew"
+            )
         ours = not (root / remote.file).exists()
         archive = fetch(remote, root, mirror, progress)
         unpack(archive, root, official.folder, official.limit, progress)
@@ -113,11 +121,7 @@ def named(
     RnasError if only the Python form, pickles, is there and `refuse_pickles`; and as `obtain`.
     """
     if refuse_pickles and locate(official, root) is None and (pickles := _pickles(official, root)):
-        raise RnasError(
-            f"{pickles} holds {official.name} as Python pickles, which can run any code when they are read and so "
-            f"never are here; get the binary form: rnas data {official.name} --data-root {root}, or put "
-            f"{official.remotes[0].file} from {official.remotes[0].url} into {root}"
-        )
+        raise _unpicklable(official, pickles, root)
     folder, new = obtain(official, root, mirror, progress)
     source = fingerprint(folder, official.list_files(folder), official.name, image_size)
 
@@ -126,6 +130,21 @@ def named(
 
     variant = str(image_size or "native")
     return cached(official.name, variant, folder, source, parse, progress), folder, new
+
+
+def refuse_pickles_at(path: Path) -> None:
+    """RnasError if `path`, given as a folder of images, is the Python form of a data set."""
+    for official in SETS.values():
+        if official.pickles is not None and path.name == official.pickles:
+            raise _unpicklable(official, path, path.parent)
+
+
+def _unpicklable(official: Official, pickles: Path, root: Path) -> RnasError:
+    return RnasError(
+        f"{pickles} holds {official.name} as Python pickles, which can run any code when they are read and so "
+        f"never are here; get the binary form: rnas data {official.name} --data-root {root}, or put "
+        f"{official.remotes[0].file} from {official.remotes[0].url} into {root}"
+    )
 
 
 def _pickles(official: Official, root: Path) -> Path | None:
@@ -203,8 +222,10 @@ class Svhn:
 def _svhn_labels(path: Path) -> NDArray[np.int64]:
     y = _mat(path, "y")
     n = _mat_shapes(path)["X"][-1]
-    if y.size != n or not np.isin(y, np.arange(1, 11)).all():
-        raise RnasError(f"{path}: y has {y.size} labels for {n} images, or others than 1 to 10")
+    if y.size != n:
+        raise RnasError(f"{path}: y has {y.size} labels for {n} images")
+    if not (known := np.isin(y, np.arange(1, 11))).all():
+        raise RnasError(f"{path}: y has a label {y[~known].flat[0]}: expected 1 to 10, where 10 is the digit 0")
     return y.reshape(-1).astype(np.int64) % 10
 
 

@@ -22,8 +22,7 @@ def save_model(folder: Path, model: nn.Module, meta: dict[str, Any]) -> None:
     """Write `model` and `meta` (see `build_from_meta`) into `folder`; each file is written whole or not at all."""
     build_from_meta(meta, "meta", device="meta")  # refuses to write what could not be read again
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    with files.replacing(folder / WEIGHTS) as temporary:
-        safetensors.torch.save_file(state, temporary)
+    files.write_bytes(folder / WEIGHTS, safetensors.torch.save(state))  # save_file would let only its owner read it
     files.write_json(folder / META, meta)
 
 

@@ -128,11 +128,12 @@ def line_chart(
     if shade and shade[0] > x[0]:
         edge = across(shade[0] + 0.5)
         out.shapes.append(Box(left, up.end - 4, edge - left, up.start - up.end + 4, fill="sunken"))
-        if text_width(shade[1], 10.5) + 8 < edge - left:
-            out.shapes.append(Text(left + 5, up.end + 7, shade[1], 10.5, "faint"))
     for mark in up.ticks(4):
         out.shapes.append(polyline([(left, up(mark)), (right, up(mark))], stroke="rule", width=1))
         out.shapes.append(Text(left - 6, up(mark) + 4, form(mark), 11, "soft", "end"))
+    if shade and shade[0] > x[0] and (width := text_width(shade[1], 10.5)) + 8 < edge - left:
+        out.shapes.append(Box(left + 3, up.end - 2, width + 4, 12, fill="sunken"))  # no grid line strikes it through
+        out.shapes.append(Text(left + 5, up.end + 7, shade[1], 10.5, "faint"))
     for i, epoch in enumerate(sorted({round(mark) for mark in across.ticks(5)} & {*range(x[0], x[-1] + 1)})):
         name = f"epoch {epoch}" if i == 0 else str(epoch)
         out.shapes.append(Text(across(epoch), HEIGHT - 8, name, 11, "soft", "middle"))
