@@ -4,8 +4,8 @@
     python -m benchmarks NAME...    some of: search_step, train_step; on a GPU also data (a batch's share), compiled
 
 Results: results/quick-NAME.json, and results/NAME-DEVICE.json of a GPU. Each is a program of its own with more options
-(`python -m benchmarks.search_step --help`); so are `benchmarks/kernels.py`, which counts and times nothing,
-`benchmarks/kept_memory.py`, and `benchmarks/attacks.py` and the rest of `benchmarks/data.py`, which take longer and
+(`python -m benchmarks.search_step --help`); so are `kernels.py`, which counts and times nothing,
+`profiled.py`, `depthwise.py`, `kept_memory.py`; and `attacks.py` and the rest of `data.py`, which take longer and
 need data.
 """
 

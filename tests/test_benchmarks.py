@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from benchmarks import __main__ as everything
-from benchmarks import compiled, profiled, search_step, train_step
+from benchmarks import compiled, depthwise, profiled, search_step, train_step
 from benchmarks.projected import duration, search_seconds, training_seconds
 from benchmarks.timing import interleaved, median, ratio
 
@@ -179,3 +179,17 @@ def test_a_profile_adds_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caps
     assert all(sum(of.values()) == pytest.approx(1) for of in shares.values())
     assert shares["pgd, fast"]["matrix products"] > shares["pgd, published"]["matrix products"]
     assert "backward of convolutions" in capsys.readouterr().out
+
+
+def test_the_benchmark_of_depthwise_convolutions_compares_equal_gradients(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(depthwise, "MAPS", ((4, 8),))
+    threads = torch.get_num_threads()
+    try:
+        depthwise.main(f"--batch-size 2 --rounds 1 --json {tmp_path / 'depthwise.json'}".split())
+    finally:
+        torch.set_num_threads(threads)
+    found = json.loads((tmp_path / "depthwise.json").read_text())["convolutions"]
+    assert [(f["kernel"], f["stride"], f["dilation"]) for f in found] == [(k, s, d) for k, d, s in depthwise.KERNELS]
+    assert all(f[what][way] > 0 for f in found for what in ("input", "kernels") for way in ("torch", "ours"))
