@@ -35,6 +35,9 @@ ON_A_GPU: dict[str, Program] = {
 
 
 def main(names: list[str]) -> int:
+    if {"-h", "--help"} & {*names}:
+        print(__doc__)
+        return 0
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     programs = ON_A_GPU if gpu else QUICK
     unknown = [name for name in names if name not in programs]

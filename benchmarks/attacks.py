@@ -1,12 +1,12 @@
 """How much faster AutoAttack is here than a plain transcription of the published algorithms, with the same masks.
 
-    python -m benchmarks.attacks [--data SPEC] [--networks residual RNAS-L] [--images 128]
+    python -m benchmarks.attacks [--data SPEC] [--networks residual RNAS-L] [--images 128] [--json FILE]
 
 The transcriptions below do what the papers say, on the module as it is given: APGD and FAB keep all images that they
 start with in their inner loops until they end. Both sides draw the same random numbers and run at the same time, each
 in a process with one thread; CPU seconds are compared. As in the original code, FAB's plain backward pass computes the
 weights' gradients too. The networks are trained adversarially, but lightly: enough that some images hold. Writes
-benchmarks/results/attacks.json after each attack, so that what a run that is cut short has measured is kept.
+its JSON after each attack, so that what a run that is cut short has measured is kept.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.timing import machine, save
+from benchmarks.timing import machine, positive, program, save
 from rnas import data
 from rnas.attacks import APGD, FAB, PGD, Square
 from rnas.attacks.autoattack import member, standard
@@ -33,6 +33,7 @@ from rnas.frozen import frozen, unfolded
 from rnas.nets.handmade import Residual
 from rnas.nets.zoo import build
 
+RESULTS = Path(__file__).parent / "results"
 Mask = Tensor
 Loss = Callable[[Tensor], Tensor]
 Side = Callable[[nn.Module, Tensor, Tensor, Any], Mask]
@@ -280,16 +281,17 @@ def main() -> None:
     parser.add_argument("--data", default="digits", help="as in rnas: a name, an .npz, a folder (default: digits)")
     parser.add_argument("--data-name", help="how the results call the data")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
-    parser.add_argument("--images", type=int, default=128)
-    parser.add_argument("--train-steps", type=int, default=300)
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--images", type=positive, default=128)
+    parser.add_argument("--train-steps", type=positive, default=300)
+    parser.add_argument("--batch-size", type=positive, default=64)
+    parser.add_argument("--json", type=Path, default=RESULTS / "quick-attacks.json")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     dataset = data.load(arguments.data)
     eps = dataset.eps_default
     x = dataset.test.images[: arguments.images].float() / 255
     y = dataset.test.labels[: arguments.images]
-    file = Path(__file__).parent / "results" / "attacks.json"
+    file = arguments.json
     for name in arguments.networks:
         description, make = NETWORKS[name]
         torch.manual_seed(0)
@@ -311,4 +313,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    program(main)

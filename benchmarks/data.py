@@ -25,7 +25,7 @@ import PIL
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.timing import interleaved, machine, median
+from benchmarks.timing import interleaved, machine, median, positive, program
 from rnas.attacks import PGD
 from rnas.data import Split, batches, images
 from rnas.nets.zoo import build
@@ -166,11 +166,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("unpack", nargs="?", type=Path, default=HERE.parents[1] / "shared" / "data" / "unpack.py")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()))
-    parser.add_argument("--per-class", type=int, default=500, help="training images a class to decode, of 20 classes")
-    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument(
+        "--per-class", type=positive, default=500, help="training images a class to decode, of 20 classes"
+    )
+    parser.add_argument("--batch-size", type=positive, default=128)
     parser.add_argument("--sizes", nargs="+", type=int, default=[32, 64])
     parser.add_argument("--networks", nargs="+", default=["RNAS-L", "ResNet18"])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=positive, default=5)
     parser.add_argument("--json", type=Path, default=HERE / "results" / "data.json")
     options = parser.parse_args(arguments)
     measure = {
@@ -190,4 +192,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    program(main)

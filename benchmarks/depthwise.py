@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.timing import add_options, interleaved, machine, median, save, settle
+from benchmarks.timing import add_options, interleaved, machine, median, program, save, settle
 from rnas.nets.fast_kernels import arrange, depthwise, depthwise_input_grad, depthwise_weight_grad
 
 MAPS = ((16, 32), (32, 16), (64, 8))  # channels, pixels a side
@@ -75,4 +75,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    program(main)

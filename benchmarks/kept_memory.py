@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.search_step import Steps
-from benchmarks.timing import machine, save
+from benchmarks.timing import machine, positive, program, save
 from rnas.precision import Precision
 
 STEPS = ("pgd", "weight", "alpha")
@@ -69,8 +69,8 @@ def measure(step: str, threads: int, rounds: int) -> dict[str, float]:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--threads", type=positive, default=1)
+    parser.add_argument("--rounds", type=positive, default=9)
     parser.add_argument("--json", type=Path, default=None)
     parser.add_argument("--worker", choices=STEPS, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -85,4 +85,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    program(main)

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks.projected import search_seconds
 from benchmarks.search_step import ATTACK_STEPS, PASSES, VARIANTS, Steps
-from benchmarks.timing import save
+from benchmarks.timing import program, save
 from rnas.data import Split, batches
 from rnas.nets.zoo import build
 from rnas.precision import Precision
@@ -125,4 +125,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    program(main)

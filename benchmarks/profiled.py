@@ -18,7 +18,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.search_step import Steps
-from benchmarks.timing import machine, save
+from benchmarks.timing import machine, positive, program, save
 from rnas.precision import Precision, full_precision
 
 KINDS = {
@@ -58,7 +58,7 @@ def profiled(run: Callable[[], object]) -> dict[str, float]:
 @full_precision()
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--batch-size", type=positive, default=16)
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -74,4 +74,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    program(main)

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -36,7 +37,6 @@ from torch import Tensor, nn
 from benchmarks.projected import duration, search_seconds
 from benchmarks.timing import (
     add_options,
-    clock,
     fits,
     gpu_peak_mib,
     in_ms,
@@ -45,6 +45,7 @@ from benchmarks.timing import (
     median,
     peak_mib,
     printed_by,
+    program,
     rates,
     ratio,
     save,
@@ -312,13 +313,14 @@ def main(arguments: list[str] | None = None) -> None:
     if options.peak:
         print(cpu_peak(*options.peak, options.batch_size[0], choose_precision(options.precision[0])))
         return
-    start = clock(device)
+    start = time.perf_counter()
     result: dict[str, Any] = {"machine": machine(device), "runs": []}
     for precision in map(choose_precision, options.precision):
         for size in options.batch_size:
             run: dict[str, Any] = {"batch_size": size, "precision": precision.name}
             if options.memory_batch_size:
                 run["memory_batch_size"] = size if device == "cuda" else options.memory_batch_size
+                print(f"memory at batch size {run['memory_batch_size']} ...", flush=True)
                 run["peak_mib"] = memory(run["memory_batch_size"], device, precision)
             run |= measure(size, options.rounds, device, precision)
             run["floor"] = floor(size, device, precision)
@@ -326,8 +328,8 @@ def main(arguments: list[str] | None = None) -> None:
             print(report(run), flush=True)
             save(options.json, result)  # what there is, if the rest is cut off
     print("\n".join(between_precisions(result["runs"])))
-    print(f"{clock(device) - start:.0f} s")
+    print(f"{time.perf_counter() - start:.0f} s in all")
 
 
 if __name__ == "__main__":
-    main()
+    program(main)

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 import rnas
-from benchmarks.timing import machine, save
+from benchmarks.timing import machine, program, save
 from rnas import data as images
 from rnas.console import Console
 from rnas.data import Dataset
@@ -244,4 +244,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    program(main)

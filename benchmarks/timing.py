@@ -17,6 +17,9 @@ from typing import Any
 
 import torch
 
+from rnas.errors import RnasError
+from rnas.steps import choose_device
+
 
 def clock(device: str) -> float:
     """Seconds: of processor time with one thread, which other programs disturb least, else of wall clock."""
@@ -82,12 +85,29 @@ def times(value: float | None, bar: float | None = None) -> str:
     return f"{value:.2f}x{mark}"
 
 
+def positive(text: str) -> int:
+    """A number from the command line."""
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
+
+
+def program(main: Callable[[], object]) -> None:
+    """Run a benchmark's `main`; bad input costs one sentence, as in rnas itself."""
+    try:
+        main()
+    except RnasError as e:
+        print(f"{Path(sys.argv[0]).stem}: {e}", file=sys.stderr)
+        sys.exit(2)
+
+
 def add_options(parser: argparse.ArgumentParser, batch_size: int, rounds: int) -> None:
     """The options that the speed benchmarks share. `batch_size`: on a CPU."""
-    parser.add_argument("--batch-size", type=int, nargs="+", help=f"default: {batch_size}; on a GPU 128 512")
+    parser.add_argument("--batch-size", type=positive, nargs="+", help=f"default: {batch_size}; on a GPU 128 512")
     parser.add_argument("--precision", nargs="+", choices=("fp32", "bf16"), help="default: fp32; on a GPU both")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--threads", type=positive, default=1)
+    parser.add_argument("--rounds", type=positive, default=rounds)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--json", type=Path, default=None)
     parser.set_defaults(cpu_batch_size=batch_size)
@@ -95,7 +115,7 @@ def add_options(parser: argparse.ArgumentParser, batch_size: int, rounds: int) -
 
 def settle(options: argparse.Namespace) -> None:
     """Fill in what depends on the device, and set the number of threads."""
-    gpu = options.device == "cuda"
+    gpu = choose_device(options.device).type == "cuda"
     options.batch_size = options.batch_size or ([128, 512] if gpu else [options.cpu_batch_size])
     options.precision = options.precision or (["fp32", "bf16"] if gpu else ["fp32"])
     torch.set_num_threads(options.threads)

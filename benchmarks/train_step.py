@@ -33,6 +33,7 @@ from benchmarks.timing import (
     median,
     peak_mib,
     printed_by,
+    program,
     rates,
     ratio,
     save,
@@ -219,4 +220,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    program(main)

@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+import rnas
 from rnas.attacks import (
     APGD,
     CW,
@@ -626,3 +627,17 @@ def test_fab_projection_reaches_the_plane_and_nothing_nearer_does(norm: Norm, se
     reaching = other[(scale > 0) & (scale <= 1)] * scale[(scale > 0) & (scale <= 1)][:, None]
     lengths = reaching.abs().amax(1) if norm == "linf" else reaching.norm(dim=1)
     assert bool((lengths >= length - 1e-9).all())
+
+
+def test_arguments_of_other_kinds_are_named() -> None:
+    x, y = torch.rand(4, 3, 4, 4), torch.zeros(4, dtype=torch.long)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 3))
+    with pytest.raises(RnasError, match=r"images are a ndarray: expected a torch\.Tensor"):
+        rnas.evaluate(model, x.numpy(), y, ["fgsm"])
+    with pytest.raises(RnasError, match=r"labels are a list: expected a torch\.Tensor"):
+        rnas.evaluate(model, x, y.tolist(), ["fgsm"])
+    with pytest.raises(RnasError, match=r"attacks is 'pgd2': expected a list of names, such as \['pgd2'\]"):
+        rnas.evaluate(model, x, y, "pgd2")
+    result = rnas.evaluate(model, x, y, ["pgd2"])
+    with pytest.raises(RnasError, match="unknown attack of this evaluation 'aa': known are pgd2"):
+        result.robust("aa")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from benchmarks import __main__ as everything
 from benchmarks import compiled, depthwise, profiled, search_step, train_step
 from benchmarks.projected import duration, search_seconds, training_seconds
-from benchmarks.timing import interleaved, median, ratio
+from benchmarks.timing import interleaved, median, program, ratio
 
 from rnas.nets.count import macs
 from rnas.nets.zoo import build
@@ -193,3 +194,32 @@ def test_the_benchmark_of_depthwise_convolutions_compares_equal_gradients(
     found = json.loads((tmp_path / "depthwise.json").read_text())["convolutions"]
     assert [(f["kernel"], f["stride"], f["dilation"]) for f in found] == [(k, s, d) for k, d, s in depthwise.KERNELS]
     assert all(f[what][way] > 0 for f in found for what in ("input", "kernels") for way in ("torch", "ours"))
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments", "said"),
+    [
+        (train_step.main, "--networks Nonsense --rounds 1", "unknown architecture 'Nonsense'"),
+        (search_step.main, "--device cuda", "device is cuda, but torch finds no GPU"),
+    ],
+)
+def test_bad_input_costs_a_sentence(
+    main: Callable[[list[str]], None],
+    arguments: str,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(train_step, "rates", lambda *_: {"gemm_gflops": 100.0, "copy_gb_per_s": 10.0})
+    threads = torch.get_num_threads()
+    try:
+        with pytest.raises(SystemExit) as stop:
+            program(lambda: main(arguments.split()))
+    finally:
+        torch.set_num_threads(threads)
+    assert stop.value.code == 2
+    assert said in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        search_step.main(["--rounds", "0"])
+    assert "invalid positive value: '0'" in capsys.readouterr().err

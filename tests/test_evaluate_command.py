@@ -176,6 +176,7 @@ def test_evaluations_that_cannot_be(
         ("settings.json", '{"source": {"data": 3}, "seed": 0, "standard": true}', "data is 3"),
         ("evaluation.json", "without attacks", "damaged: expected an object 'attacks'"),
         ("masks.npz", "PK", "damaged"),
+        ("masks.npz", "flipped", "damaged"),
     ],
 )
 def test_a_damaged_folder_is_named(
@@ -186,7 +187,11 @@ def test_a_damaged_folder_is_named(
     capsys.readouterr()
     if file == "evaluation.json":
         content = json.dumps({**json.loads((run / file).read_text()), "attacks": None})
-    (run / file).write_text(content)
+    if content == "flipped":
+        good = (run / file).read_bytes()
+        (run / file).write_bytes(good[:60] + bytes(b ^ 0x5A for b in good[60:100]) + good[100:])
+    else:
+        (run / file).write_text(content)
     with pytest.raises(SystemExit) as stop:
         main([*command, "pgd2"])
     assert stop.value.code == 2

@@ -155,8 +155,25 @@ def test_resume_refuses_another_run(tmp_path: Path) -> None:
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     settings = replace(SMALL, out=tmp_path, epochs=2, bound="none")
     search(settings)
-    (tmp_path / "checkpoint.pt").write_bytes(b"no checkpoint")
-    with pytest.raises(RnasError, match=r"checkpoint\.pt is damaged"):
+    good = (tmp_path / "checkpoint.pt").read_bytes()
+    middle = len(good) // 3  # in the weights: torch.load would take it for good
+    damaged = good[:middle] + bytes(b ^ 0x5A for b in good[middle : middle + 40]) + good[middle + 40 :]
+    for content in (b"no checkpoint", damaged):
+        (tmp_path / "checkpoint.pt").write_bytes(content)
+        with pytest.raises(RnasError, match=r"checkpoint\.pt is damaged"):
+            search(replace(settings, resume=True))
+    (tmp_path / "checkpoint.pt").unlink()
+    search(replace(settings, resume=True))
+    assert (tmp_path / "checkpoint.pt").read_bytes() == good, "the advice works, and the result is the same"
+
+
+@pytest.mark.parametrize("epoch", ["", ', "epoch": "x"', ', "epoch": true'])
+def test_an_epoch_without_a_number_is_named(epoch: str, tmp_path: Path) -> None:
+    settings = replace(SMALL, out=tmp_path, epochs=2, bound="none")
+    search(settings)
+    log = tmp_path / "log.jsonl"
+    log.write_text(f'{{"event": "epoch"{epoch}}}\n' + log.read_text())
+    with pytest.raises(RnasError, match=r"log\.jsonl, line 1, is an epoch without a number"):
         search(replace(settings, resume=True))
 
 

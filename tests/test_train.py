@@ -73,6 +73,30 @@ def test_any_module_can_be_fitted(tmp_path: Path) -> None:
     assert read_log(tmp_path)[-1]["train"]["clean_accuracy"] > 0.7
 
 
+@pytest.mark.parametrize(
+    ("net", "said"),
+    [
+        (nn.Sequential(nn.Flatten(), nn.Linear(768, 5)), r"float32 \[2, 5\]: expected float32 logits \[2, 10\]"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(768, 10).double()), "the model fails on images"),
+        (nn.Flatten(), "no parameters to train"),
+    ],
+)
+def test_a_module_that_cannot_be_fitted_is_refused_before_anything_is_written(
+    net: nn.Module, said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(RnasError, match=said):
+        fit(net, load("digits"), replace(SMALL, out=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_module_cannot_go_on_with_a_run(tmp_path: Path) -> None:
+    settings = replace(SMALL, out=tmp_path, standard=True, batch_size=128, epochs=1)
+    fit(nn.Sequential(nn.Flatten(), nn.Linear(768, 10)), load("digits"), settings)
+    other = nn.Sequential(nn.Flatten(), nn.Linear(768, 20), nn.Linear(20, 10))
+    with pytest.raises(RnasError, match="the checkpoint is of another network"):
+        fit(other, load("digits"), replace(settings, resume=True))
+
+
 def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     settings = replace(SMALL, epochs=4)
     train(replace(settings, out=tmp_path / "whole"))

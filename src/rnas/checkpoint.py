@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,12 @@ def load(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
+        with zipfile.ZipFile(path) as archive:  # torch checks no checksums
+            if (damaged := archive.testzip()) is not None:
+                raise ValueError(damaged)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as e:  # torch names no exceptions for damaged files
-        raise RnasError(f"{path} is damaged ({type(e).__name__}): delete the folder and start again") from e
+    except Exception as e:  # zipfile, zlib and torch raise many types on damaged files
+        raise RnasError(f"{path} is damaged ({type(e).__name__}): delete it, and --resume starts from epoch 1") from e
     if not isinstance(state, dict):
         raise RnasError(f"{path} is no checkpoint of rnas: expected a dictionary")
     return state

@@ -22,7 +22,7 @@ from rnas.attacks.norms import Norm
 from rnas.console import Console
 from rnas.data import Split
 from rnas.data.dataset import stratified
-from rnas.errors import RnasError
+from rnas.errors import RnasError, unknown
 from rnas.files import read_json, write_json
 from rnas.frozen import Model
 from rnas.nets.saved import META, find_model, load_model
@@ -71,7 +71,9 @@ class Result:
         return float(self.summary["clean"]["accuracy"])
 
     def robust(self, attack: str) -> float:
-        """Accuracy under `attack`."""
+        """Accuracy under `attack`. RnasError if that was not run."""
+        if attack not in self.summary["attacks"]:
+            raise unknown("attack of this evaluation", attack, self.summary["attacks"])
         return float(self.summary["attacks"][attack]["accuracy"])
 
 

@@ -13,10 +13,12 @@ from torch import nn
 
 from rnas import checkpoint, paper
 from rnas.attacks import PGD
+from rnas.attacks.checks import answer
 from rnas.console import Console
 from rnas.data import Dataset, Split, batches
 from rnas.errors import RnasError
 from rnas.files import read_json
+from rnas.frozen import unfolded
 from rnas.genotype import Architecture, architecture_from_json
 from rnas.graphs import forget
 from rnas.nets import zoo
@@ -107,7 +109,11 @@ class State:
         checkpoint.save(folder, state)
 
     def restore(self, saved: dict[str, Any]) -> None:
-        self.net.load_state_dict(saved["net"])
+        """RnasError if `saved` is of another network."""
+        try:
+            self.net.load_state_dict(saved["net"])
+        except RuntimeError as e:
+            raise RnasError(f"the checkpoint is of another network: {' '.join(str(e).split())[:200]}") from e
         self.optimizer.load_state_dict(saved["optimizer"])
         self.epoch = saved["epoch"]
 
@@ -139,6 +145,7 @@ def fit(
         raise RnasError(f"save-memory is for cell networks, and {settings.arch} is none: use a smaller --batch-size")
     net.to(device)
     images = data.train.to(device)
+    _check_network(net, images, len(data.classes))
     attack = None if settings.standard else training_attack(settings.perturbation, data)
     optimizer = torch.optim.SGD(net.parameters(), settings.lr, settings.momentum, weight_decay=settings.weight_decay)
     state = State(net, optimizer)
@@ -158,6 +165,21 @@ def fit(
         console.say(_line(event, settings.epochs))
     forget(net)
     net.eval()
+
+
+def _check_network(net: nn.Module, images: Split, classes: int) -> None:
+    """RnasError unless `net` can be trained: it has parameters, and float32 logits for `classes` classes."""
+    if not any(p.requires_grad for p in net.parameters()):
+        raise RnasError("the network has no parameters to train")
+    x = images.images[:2].float() / 255
+    with unfolded(net) as plain:
+        logits = answer(plain, x)
+    if logits.shape != (len(x), classes) or logits.dtype != torch.float32:
+        found = f"{str(logits.dtype).removeprefix('torch.')} {list(logits.shape)}"
+        raise RnasError(
+            f"the network answers {len(x)} images with {found}: expected float32 logits {[len(x), classes]}, "
+            "one for each class"
+        )
 
 
 def _epoch(

@@ -28,6 +28,9 @@ def check_threat(eps: float, norm: str) -> None:
 
 def check_images(x: Tensor, y: Tensor) -> None:
     """RnasError unless `x` (B,C,H,W) are images in [0,1] and `y` (B,) their labels."""
+    for name, value in (("images", x), ("labels", y)):
+        if not isinstance(value, Tensor):
+            raise RnasError(f"{name} are a {type(value).__name__}: expected a torch.Tensor")
     if x.dim() != 4 or len(x) == 0 or x.dtype not in FLOATS:
         raise RnasError(f"images are {_described(x)}: expected float32 or float64 (B,C,H,W) with at least one image")
     if y.shape != x.shape[:1] or y.dtype != torch.int64:

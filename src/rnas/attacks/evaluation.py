@@ -105,6 +105,8 @@ def run_attacks(
     `state` of another evaluation.
     """
     check_threat(eps, norm)
+    if isinstance(names, str):
+        raise RnasError(f"attacks is '{names}': expected a list of names, such as ['{names}']")
     for name in names:
         if name != "aa":
             attack_named(name, eps, norm)

@@ -44,6 +44,8 @@ def write_report(runs: Sequence[Path], out: Path, title: str | None = None) -> N
     if not runs:
         raise RnasError("report needs the folder of at least one run")
     parts = read_parts(runs)
+    if out.is_dir():
+        raise RnasError(f"{out} is a folder: --out names the page's file")
     write_text(out, page(parts, title or ", ".join(folder.resolve().name for folder in runs)))
 
 

@@ -151,9 +151,6 @@ def _object(path: Path) -> Record:
 def _common(name: str, folder: Path) -> Record:
     events = read_log(folder)
     epochs = [e for e in events if e.get("event") == "epoch"]
-    for e in epochs:
-        if type(e.get("epoch")) is not int:
-            raise RnasError(f"{folder / LOG} is damaged: an epoch without a number")
     return {
         "name": name,
         "folder": folder,
@@ -204,7 +201,7 @@ def _network(name: str, folder: Path) -> NetworkPart:
     genotype, classes = model.get("genotype"), model.get("classes", [])
     if not isinstance(classes, list):
         raise RnasError(f"{folder / 'model.json'} is damaged: classes is {classes!r}, expected a list of names")
-    evaluation = _object(folder / "evaluation.json") or None
+    evaluation = _object(folder / "evaluation.json") if (folder / "evaluation.json").exists() else None
     if evaluation is not None:
         check_evaluation(evaluation, folder / "evaluation.json")
     masks, labels = read_masks(folder / "masks.npz")
