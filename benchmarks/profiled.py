@@ -47,7 +47,7 @@ def kind_of(event: str) -> str:
 def profiled(run: Callable[[], object]) -> dict[str, float]:
     """The share of each kind of work in `run`, after a run that does not count."""
     run()
-    with profile(activities=[ProfilerActivity.CPU]) as seen:
+    with profile(activities=[ProfilerActivity.CPU], acc_events=True) as seen:
         run()
     spent: collections.Counter[str] = collections.Counter(dict.fromkeys((*KINDS, ELEMENTWISE, REST), 0))
     for event in seen.key_averages():
