@@ -180,10 +180,10 @@ def report(name: str, what: str, run: dict[str, Any], batch_size: int) -> str:
 
 def of_network(name: str, size: int, precision: Precision, rounds: int, device: str, gflops: float) -> dict[str, Any]:
     """All that is measured of a network; printed too."""
-    out = {}
+    out, flop = {}, 2 * macs(build(name, classes=10)) * size
     for what, runs in variants(name, size, device, precision).items():
         run = measure(runs, rounds, device)
-        run["floor_seconds"] = PASSES[what] * 2 * macs(build(name, classes=10)) * size / 1e9 / gflops
+        run["floor_seconds"] = PASSES[what] * flop / 1e9 / gflops
         if what == TRAINING:
             known = {v: t for v, t in run["seconds"].items() if t is not None}
             run["papers_training_seconds"] = {v: training_seconds(t, size) for v, t in known.items()}

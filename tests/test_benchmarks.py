@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,15 @@ from rnas.nets.count import macs
 from rnas.nets.zoo import build
 from rnas.precision import Precision
 from rnas.settings import Perturbation, Search, SearchSpace
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    """Every benchmark sets its own number, for its process."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
 
 STEP = {"pgd": 1.0, "weight": 10.0, "alpha": 100.0, "projection": 1000.0}
 
@@ -64,11 +73,7 @@ def test_the_benchmark_of_the_search_runs(
     monkeypatch.setattr(search_step, "SearchSpace", lambda: SearchSpace(cells=3, channels=2, nodes=1))
     monkeypatch.setattr(search_step, "rates", lambda *_: {"gemm_gflops": 100.0, "copy_gb_per_s": 10.0})
     options = "--batch-size 2 --precision fp32 bf16 --rounds 1 --memory-batch-size 0 --json".split()
-    threads = torch.get_num_threads()
-    try:
-        search_step.main([*options, str(tmp_path / "steps.json")])
-    finally:
-        torch.set_num_threads(threads)
+    search_step.main([*options, str(tmp_path / "steps.json")])
     printed = capsys.readouterr().out
     assert "the paper's search, 60 epochs of CIFAR-10, fast: " in printed
     assert "fp32/bf16, fast, batch size 2: pgd " in printed
@@ -96,12 +101,8 @@ def test_the_benchmark_of_training_runs(
     monkeypatch.setattr(train_step, "rates", lambda *_: {"gemm_gflops": 100.0, "copy_gb_per_s": 10.0})
     asked = []
     monkeypatch.setattr(train_step, "printed_by", lambda program, options: asked.append(options[1]) or 200.0)
-    threads = torch.get_num_threads()
-    try:
-        train_step.main(f"--networks RNAS-L --batch-size 2 --rounds 1 --json {tmp_path / 'train.json'}".split())
-        train_step.main("--networks RNAS-L --batch-size 2 --peak ours".split())
-    finally:
-        torch.set_num_threads(threads)
+    train_step.main(f"--networks RNAS-L --batch-size 2 --rounds 1 --json {tmp_path / 'train.json'}".split())
+    train_step.main("--networks RNAS-L --batch-size 2 --peak ours".split())
     *printed, peak = capsys.readouterr().out.splitlines()
     (run,) = json.loads((tmp_path / "train.json").read_text())["runs"]
     training, evaluation = run["RNAS-L"]["PGD-7 training"], run["RNAS-L"]["PGD-20"]
@@ -119,12 +120,8 @@ def test_the_benchmark_of_compiling_runs(
     """With torch's tracing and without its compiler: both passes of a cell network, in JSON and in words."""
     monkeypatch.setattr(compiled, "build", small_cells)
     options = "--networks RNAS-L --cells 3 --batch-size 2 --rounds 1 --backend eager --json".split()
-    threads = torch.get_num_threads()
-    try:
-        compiled.main([*options, str(tmp_path / "compiled.json")])
-    finally:
-        torch.set_num_threads(threads)
-        torch._dynamo.reset()
+    compiled.main([*options, str(tmp_path / "compiled.json")])
+    torch._dynamo.reset()
     (run,) = json.loads((tmp_path / "compiled.json").read_text())["runs"]
     assert capsys.readouterr().out.count("compiling took") == len(compiled.PASSES)
     for what in compiled.PASSES:
@@ -170,11 +167,7 @@ def test_a_profile_adds_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caps
     }
     assert {event: profiled.kind_of(event) for event in kinds} == kinds
     monkeypatch.setattr(search_step, "SearchSpace", lambda: SearchSpace(cells=3, channels=2, nodes=1))
-    threads = torch.get_num_threads()
-    try:
-        profiled.main(["--batch-size", "2", "--json", str(tmp_path / "profile.json")])
-    finally:
-        torch.set_num_threads(threads)
+    profiled.main(["--batch-size", "2", "--json", str(tmp_path / "profile.json")])
     shares = json.loads((tmp_path / "profile.json").read_text())["shares"]
     assert len(shares) == 4
     assert all(sum(of.values()) == pytest.approx(1) for of in shares.values())
@@ -186,11 +179,7 @@ def test_the_benchmark_of_depthwise_convolutions_compares_equal_gradients(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(depthwise, "MAPS", ((4, 8),))
-    threads = torch.get_num_threads()
-    try:
-        depthwise.main(f"--batch-size 2 --rounds 1 --json {tmp_path / 'depthwise.json'}".split())
-    finally:
-        torch.set_num_threads(threads)
+    depthwise.main(f"--batch-size 2 --rounds 1 --json {tmp_path / 'depthwise.json'}".split())
     found = json.loads((tmp_path / "depthwise.json").read_text())["convolutions"]
     assert [(f["kernel"], f["stride"], f["dilation"]) for f in found] == [(k, s, d) for k, d, s in depthwise.KERNELS]
     assert all(f[what][way] > 0 for f in found for what in ("input", "kernels") for way in ("torch", "ours"))
@@ -212,12 +201,8 @@ def test_bad_input_costs_a_sentence(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(train_step, "rates", lambda *_: {"gemm_gflops": 100.0, "copy_gb_per_s": 10.0})
-    threads = torch.get_num_threads()
-    try:
-        with pytest.raises(SystemExit) as stop:
-            program(lambda: main(arguments.split()))
-    finally:
-        torch.set_num_threads(threads)
+    with pytest.raises(SystemExit) as stop:
+        program(lambda: main(arguments.split()))
     assert stop.value.code == 2
     assert said in capsys.readouterr().err
     with pytest.raises(SystemExit):

@@ -19,6 +19,7 @@ import rnas
 from rnas import process
 from rnas.console import Console
 from rnas.errors import RnasError, out_of_memory
+from rnas.files import is_text
 from rnas.settings import Compare, Data, Distortion, Evaluate, Export, Report, Reproduce, Run, Search, Train, Zoo
 
 process.settle()
@@ -83,7 +84,7 @@ def _check_text(arguments: Sequence[str]) -> None:
     """RnasError for bytes that are no text, such as a name from a system with other letters: neither torch nor a JSON
     file takes them."""
     for argument in arguments:
-        if any("\ud800" <= c <= "\udfff" for c in argument):  # how Python keeps them
+        if not is_text(argument):
             raise RnasError(f"{argument!a} is not UTF-8: rename the file or folder")
 
 

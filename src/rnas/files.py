@@ -16,6 +16,8 @@ from typing import Any
 
 from rnas.errors import RnasError
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""The errors of a full disk, a used-up quota and a limit on files."""
 RANDOM = "[a-z0-9_]{8}"
 """As a regular expression: what is between a temporary name's beginning and its end."""
 
@@ -127,6 +129,11 @@ def remove_leftovers(folder: Path, names: str) -> None:
     for path in [path for path in folder.iterdir() if re.fullmatch(names, path.name)]:
         with contextlib.suppress(OSError):  # it is in no one's way
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def is_text(name: str) -> bool:
+    """Whether a name from the file system or the command line is UTF-8: Python keeps other bytes as surrogates."""
+    return not any("\ud800" <= c <= "\udfff" for c in name)
 
 
 def size_text(size: int) -> str:

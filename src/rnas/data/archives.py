@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import gzip
 import os
 import re
@@ -17,7 +16,7 @@ from typing import IO, Any
 from rnas.data.cache import Progress
 from rnas.data.download import disk_error
 from rnas.errors import RnasError
-from rnas.files import RANDOM, remove_leftovers
+from rnas.files import NO_ROOM, RANDOM, remove_leftovers
 
 MAX_MEMBERS = 1_000_000
 BLOCK = 1 << 20
@@ -41,7 +40,7 @@ def unpack(archive: Path, into: Path, top: str, limit: int, progress: Progress |
     except RnasError:
         raise
     except OSError as e:
-        if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if e.errno in NO_ROOM:
             raise RnasError(disk_error(e, target, limit)) from e
         raise RnasError(f"cannot unpack {archive}: {e.strerror or e}") from e
     except Exception as e:  # tarfile, zipfile and zlib raise a dozen types on damaged files

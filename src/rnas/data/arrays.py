@@ -76,8 +76,9 @@ def npz(path: Path, image_size: int | None = None) -> Dataset:
 def _read_npz(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     try:
         with zipfile.ZipFile(path) as z:
-            sizes = {member.filename: member.file_size for member in z.infolist()}
-            declared = sum(member.file_size for member in z.infolist())
+            members = z.infolist()
+        sizes = {member.filename: member.file_size for member in members}
+        declared = sum(member.file_size for member in members)  # of those with the same name, too
         if declared > MAX_BYTES:
             raise RnasError(f"{path} declares {declared >> 30} GiB of arrays: expected {MAX_BYTES >> 30} GiB at most")
         with np.load(path, allow_pickle=False) as z:

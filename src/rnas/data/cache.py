@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import math
 import os
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from rnas.data.dataset import Dataset, Split
 from rnas.errors import RnasError
-from rnas.files import RANDOM, locked, remove_leftovers, replacing, size_text
+from rnas.files import NO_ROOM, RANDOM, locked, remove_leftovers, replacing, size_text
 
 MAGIC = b"rnas-u8\2"
 """The last eight bytes of a cache file, a version number at their end."""
@@ -172,7 +171,7 @@ def write(path: Path, decoding: Decoding, source: str, progress: Progress | None
             out.write(rest + zlib.crc32(rest, checksum).to_bytes(SUM, "little") + MAGIC)
     except OSError as e:
         needed = size_text(_bytes(decoding, shape))
-        kind = _DiskFullError if e.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None)) else RnasError
+        kind = _DiskFullError if e.errno in NO_ROOM else RnasError
         raise kind(f"cannot write {path}: {e.strerror}; {label} takes about {needed} there; make room") from e
 
 

@@ -14,6 +14,7 @@ from rnas.data.cache import Decoding, Progress, cached, fingerprint
 from rnas.data.dataset import Dataset
 from rnas.data.images import decode_all, image_files
 from rnas.errors import RnasError
+from rnas.files import is_text
 
 LAYOUT = "expected train/CLASS/* and test/CLASS/*, or CLASS/* and a --test-fraction such as 0.2"
 
@@ -91,7 +92,7 @@ def _classes(root: Path, part: str) -> tuple[tuple[str, ...], Labelled]:
     _check_stray(root / part)
     labelled = []
     for label, (_, name) in enumerate(named):
-        if any("\ud800" <= c <= "\udfff" for c in name):  # how Python keeps bytes that are no text
+        if not is_text(name):
             raise RnasError(f"the class folder {name!a} in {root / part} has a name that is not UTF-8: rename it")
         files = image_files(root, os.path.join(part, name))
         if not files:
