@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test emulated-gpu lint bench clean
 
 demo: .venv/.ready
 	$(BIN)/rnas run --out runs/demo --resume
@@ -10,6 +10,10 @@ demo: .venv/.ready
 # By file, because what the tests of a file share is made once.
 test: .venv/.ready
 	$(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+
+# The tests marked `gpu` where there is none (docs/decisions/012).
+emulated-gpu: .venv/.ready
+	RNAS_EMULATED_GPU=1 $(BIN)/pytest -m gpu --numprocesses auto --maxprocesses 8
 
 lint: .venv/.ready
 	$(BIN)/ruff check .

@@ -5,12 +5,19 @@ import os
 from rnas import process
 
 process.settle()  # before torch is imported
+if os.environ.get("RNAS_EMULATED_GPU") == "1":
+    import emulated_gpu  # noqa: F401  (so is this)
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
 # Beside other workers (`pytest -n`) each takes its share of the cores.
 torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if "not gpu" in config.option.markexpr:  # what the default tier asserts, bit for bit, is a CPU's
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.fixture(autouse=True)

@@ -114,6 +114,7 @@ def test_the_benchmark_of_training_runs(
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # by torch's own tracing
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")  # which it imports on a GPU
 def test_the_benchmark_of_compiling_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -98,9 +98,10 @@ def test_a_recorded_attack_is_the_attack(
     if arch == "supernet":
         net: torch.nn.Module = FastSupernet(SearchSpace(cells=3, channels=4, nodes=2), 10).cuda()
     else:
-        net = rnas.build(arch, classes=10, **({} if arch == "ResNet18" else {"cells": 5, "channels": 8})).cuda()
+        size = {} if arch == "ResNet18" else {"cells": 5, "channels": 8, "image_size": (16, 16)}
+        net = rnas.build(arch, classes=10, **size).cuda()
     attack = PGD(eps=1.0, step=0.25, norm="l2") if crafting == "l2" else PGD()
-    x, y = torch.rand(8, 3, 32, 32, device="cuda"), torch.arange(8, device="cuda")
+    x, y = torch.rand(8, 3, 16, 16, device="cuda"), torch.arange(8, device="cuda")
 
     def crafted(graphs: str) -> Tensor:
         monkeypatch.setenv("RNAS_CUDA_GRAPHS", graphs)
@@ -133,7 +134,7 @@ def test_a_recording_that_fails_spoils_nothing(monkeypatch: pytest.MonkeyPatch) 
     net = FastSupernet(SearchSpace(cells=3, channels=4, nodes=2), 10).cuda()
     monkeypatch.setenv("RNAS_CUDA_GRAPHS", "1")
     monkeypatch.setattr(FastSupernet, "frozen_view", lambda net: lambda x: net(x) * float(x.mean().item()))
-    x, y = torch.rand(8, 3, 32, 32, device="cuda"), torch.arange(8, device="cuda")
+    x, y = torch.rand(8, 3, 16, 16, device="cuda"), torch.arange(8, device="cuda")
     torch.manual_seed(1)
     with pytest.warns(RuntimeWarning, match="could not be recorded"):
         images = [craft(PGD(), net, x, y) for _ in range(3)]

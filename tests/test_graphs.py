@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from rnas import graphs
 from rnas.attacks import PGD
@@ -24,46 +23,15 @@ from rnas.nets.zoo import build
 from rnas.precision import Precision
 from rnas.settings import SearchSpace
 from rnas.steps import craft, craft_away, weight_step
+from tape import Tape
 
 ATTACK = PGD(steps=2)
-
-
-class Tape(TorchDispatchMode):
-    """Every operation of torch, in order, with the tensors that it read and wrote."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.entries: list[tuple[Any, Any, Any, Any]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        self.entries.append((func, args, kwargs or {}, result))
-        return result
-
-    def replay(self) -> None:
-        for func, args, kwargs, result in self.entries:
-            aliases = [r.alias_info for r in func._schema.returns]
-            if any(a is not None and not a.is_write for a in aliases):
-                continue  # a view of memory that is filled already
-            again = func(*args, **kwargs)
-            if not any(aliases):
-                for old, new in zip(tensors(result), tensors(again), strict=True):
-                    old.copy_(new)
-
-
-def tensors(result: Any) -> list[Tensor]:
-    return [r for r in (result if isinstance(result, tuple | list) else [result]) if isinstance(r, Tensor)]
 
 
 def emulated(run: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], None], Tensor]:
     with Tape() as tape:
         output = run()
-
-    def replay() -> None:
-        with torch.no_grad():
-            tape.replay()
-
-    return replay, output
+    return tape.replay, output
 
 
 @pytest.fixture(autouse=True)

@@ -34,7 +34,7 @@ SMALL = Search(
 
 
 def checkpoint_of(folder: Path) -> dict:
-    return torch.load(folder / "checkpoint.pt", weights_only=True)
+    return torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True)
 
 
 def assert_same_run(a: Path, b: Path) -> None:
@@ -119,10 +119,11 @@ def test_a_data_set_smaller_than_a_batch(tmp_path: Path) -> None:
 
 def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     """SIGKILL while an epoch is under way; the rest of the run is the same bit for bit."""
-    search(replace(SMALL, out=tmp_path / "whole", bound="0.5x", projection_steps=5))
+    settings = replace(SMALL, bound="0.5x", projection_steps=5, device="cpu")
+    search(replace(settings, out=tmp_path / "whole"))
     arguments = (
         "--data digits --limit-per-class 14 --cells 2 --channels 4 --nodes 2 --attack-steps 2 --epochs 3 --warmup 1 "
-        "--batch-size 32 --lr 0.05 --alpha-lr 0.01 --monitor 64 --bound 0.5x --projection-steps 5 --resume"
+        "--batch-size 32 --lr 0.05 --alpha-lr 0.01 --monitor 64 --bound 0.5x --projection-steps 5 --device cpu --resume"
     ).split()
     command = [sys.executable, "-m", "rnas", "search", *arguments, "--out", str(tmp_path / "killed")]
     process = subprocess.Popen(
@@ -136,7 +137,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "killed" / "genotype.json").exists()
-    search(replace(SMALL, out=tmp_path / "killed", bound="0.5x", projection_steps=5, resume=True))
+    search(replace(settings, out=tmp_path / "killed", resume=True))
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
 
 

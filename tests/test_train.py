@@ -42,7 +42,7 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_a_trained_network_comes_back_as_it_was(tmp_path: Path) -> None:
-    net = train(replace(SMALL, out=tmp_path))
+    net = train(replace(SMALL, out=tmp_path)).cpu()
     loaded = rnas.load(tmp_path)
     x = torch.rand(3, 3, 16, 16)
     assert not loaded.training
@@ -68,7 +68,7 @@ def test_any_module_can_be_fitted(tmp_path: Path) -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 10))
     before = net[1].weight.detach().clone()
     fit(net, load("digits"), replace(SMALL, out=tmp_path, standard=True, augment=False, batch_size=128, epochs=4))
-    assert not torch.equal(net[1].weight, before)
+    assert not torch.equal(net[1].weight.cpu(), before)
     assert not net.training
     assert read_log(tmp_path)[-1]["train"]["clean_accuracy"] > 0.7
 
@@ -98,11 +98,11 @@ def test_another_module_cannot_go_on_with_a_run(tmp_path: Path) -> None:
 
 
 def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
-    settings = replace(SMALL, epochs=4)
+    settings = replace(SMALL, epochs=4, device="cpu")
     train(replace(settings, out=tmp_path / "whole"))
     arguments = (
         "train RNAS-L --data digits --limit-per-class 16 --attack-steps 2 --cells 3 --channels 4 --epochs 4 "
-        "--batch-size 32 --resume"
+        "--batch-size 32 --device cpu --resume"
     ).split()
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     command = [sys.executable, "-m", "rnas", *arguments, "--out", str(tmp_path / "killed")]
