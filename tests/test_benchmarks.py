@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from benchmarks import __main__ as everything
-from benchmarks import compiled, depthwise, profiled, search_step, train_step
+from benchmarks import compiled, data, depthwise, profiled, search_step, train_step
 from benchmarks.projected import duration, search_seconds, training_seconds
 from benchmarks.timing import interleaved, median, program, ratio
 
@@ -153,6 +153,38 @@ def test_a_result_is_named_after_the_gpu(monkeypatch: pytest.MonkeyPatch, tmp_pa
         ["--rounds", "2", "--json", str(tmp_path / "quick-steps.json")],
         ["--device", "cuda", "--json", str(tmp_path / "steps-nvidia-h100-80gb-hbm3.json")],
     ]
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")
+def test_every_benchmark_runs_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `make bench` runs there, with less of everything: times, projections and peak memory in both precisions."""
+    few = {
+        "search_step": "--batch-size 2 --rounds 1",
+        "train_step": "--batch-size 2 --rounds 1 --networks RNAS-L",
+        "data": "--batch-size 2 --rounds 1 --networks RNAS-L --sizes 32",
+        "compiled": "--batch-size 2 --rounds 1 --networks RNAS-L --cells 3 --backend eager",
+    }
+    programs = {name: (run, [*given, *few[name].split()]) for name, (run, given) in everything.ON_A_GPU.items()}
+    monkeypatch.setattr(everything, "ON_A_GPU", programs)
+    monkeypatch.setattr(everything, "RESULTS", tmp_path)
+    monkeypatch.setattr(search_step, "SearchSpace", lambda: SearchSpace(cells=3, channels=2, nodes=1))
+    for module in (search_step, train_step):
+        monkeypatch.setattr(module, "rates", lambda *_: {"gemm_gflops": 1e5, "copy_gb_per_s": 1e3})
+    for module in (train_step, compiled):
+        monkeypatch.setattr(module, "build", small_cells)
+    monkeypatch.setattr(data, "build", lambda name, classes, image_size: small_cells(name, classes))
+    assert everything.main([]) == 0
+    torch._dynamo.reset()
+    results = {name: json.loads(next(tmp_path.glob(f"{name}-*.json")).read_text()) for name in few}
+    for run, precision in zip(results["search_step"]["runs"], ("fp32", "bf16"), strict=True):
+        assert run["precision"] == precision
+        weight = run["peak_mib"]["weight"]
+        assert 0 < weight["fast, save_memory"] < weight["fast"]
+        assert run["papers_search_seconds"]["fast"] > 0
+    assert results["train_step"]["runs"][0]["RNAS-L"]["PGD-7 training"]["peak_mib"]["ours"] > 0
+    assert results["data"]["share"]["device"] == "cuda"
 
 
 def test_a_profile_adds_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
