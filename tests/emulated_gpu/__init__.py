@@ -18,8 +18,9 @@ from types import SimpleNamespace
 from typing import Any
 
 SOURCE = Path(__file__).with_name("device.cpp")
-BUILD = Path(__file__).parents[2] / "build" / "emulated-gpu"
 NAME = "emulated GPU"
+MEMORY = 2**36  # bytes
+BUILD = Path(__file__).parents[2] / "build" / "emulated-gpu"
 
 
 def compiled() -> Path:
@@ -102,12 +103,12 @@ emulated = {
     "current_device": lambda: 0,
     "_exchange_device": lambda index: 0,
     "_maybe_exchange_device": lambda index: 0,
-    "get_device_name": lambda device=None: NAME,
-    "get_device_properties": lambda device=None: SimpleNamespace(name=NAME, total_memory=2**36),
-    "is_bf16_supported": lambda *options: True,
+    "get_device_name": lambda of=None: NAME,
+    "get_device_properties": lambda of=None: SimpleNamespace(name=NAME, total_memory=MEMORY),  # torch._dynamo asks
+    "is_bf16_supported": lambda *options: True,  # autocast asks
     "synchronize": nothing,
     "empty_cache": nothing,
-    "mem_get_info": lambda of=None: (2**36 - device.memory_allocated(), 2**36),
+    "mem_get_info": lambda of=None: (MEMORY - device.memory_allocated(), MEMORY),
     "memory_allocated": lambda of=None: device.memory_allocated(),
     "max_memory_allocated": lambda of=None: device.max_memory_allocated(),
     "reset_peak_memory_stats": lambda of=None: device.reset_peak_memory_stats(),
