@@ -13,7 +13,7 @@ test: .venv/.ready
 
 # The tests marked `gpu` where there is none (docs/decisions/012).
 emulated-gpu: .venv/.ready
-	RNAS_EMULATED_GPU=1 $(BIN)/pytest -m gpu --numprocesses auto --maxprocesses 8
+	RNAS_EMULATED_GPU=1 $(BIN)/pytest -m gpu -r s --numprocesses auto --maxprocesses 8
 
 lint: .venv/.ready
 	$(BIN)/ruff check .

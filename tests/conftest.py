@@ -5,8 +5,12 @@ import os
 from rnas import process
 
 process.settle()  # before torch is imported
-if os.environ.get("RNAS_EMULATED_GPU") == "1":
-    import emulated_gpu  # noqa: F401  (so is this)
+NO_GPU = "there is no GPU here"
+if os.environ.get("RNAS_EMULATED_GPU", "0") != "0":
+    try:
+        import emulated_gpu  # noqa: F401  (before torch, too)
+    except ImportError as e:
+        NO_GPU = f"there is no GPU here, nor an emulated one: {e}"
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
@@ -28,7 +32,7 @@ def _seeded() -> None:
 @pytest.fixture(autouse=True)
 def _on_a_gpu(request: pytest.FixtureRequest) -> None:
     if request.node.get_closest_marker("gpu") and not torch.cuda.is_available():
-        pytest.skip("there is no GPU here")
+        pytest.skip(NO_GPU)
 
 
 @pytest.fixture(params=["as on a CPU", "as on a GPU"])

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 
 
 class Tape(TorchDispatchMode):
@@ -18,7 +19,7 @@ class Tape(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        self.entries.append((func, args, kwargs or {}, result))
+        self.entries.append(tree_map(in_place, (func, args, kwargs or {}, result)))
         return result
 
     @torch.no_grad()
@@ -31,6 +32,11 @@ class Tape(TorchDispatchMode):
             if not any(aliases):
                 for old, new in zip(tensors(result), tensors(again), strict=True):
                     old.copy_(new)
+
+
+def in_place(value: Any) -> Any:
+    """A tensor's memory as it lies now, wherever its owner may move it."""
+    return value.detach() if isinstance(value, Tensor) else value
 
 
 def tensors(result: Any) -> list[Tensor]:

@@ -54,6 +54,7 @@ def test_a_model_may_answer_float64_images_in_float32(attack: Attack) -> None:
         (lambda x: small_net()(x).half(), X, "float16"),
         (lambda x: small_net()(x).argsort(1), X, "int64"),
         (lambda x: small_net()(x) > 0, X, "bool"),
+        (lambda x: small_net()(x).to("meta"), X, "answers on meta: expected logits on cpu"),
     ],
 )
 @pytest.mark.parametrize("attack", [PGD(steps=1), Square(queries=1)], ids=lambda a: type(a).__name__)

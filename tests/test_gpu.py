@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from rnas import graphs
 from rnas.attacks import PGD
 from rnas.cli import main
 from rnas.data import load
+from rnas.export import export
 from rnas.methods.rnas import Rnas
 from rnas.nets.fast import FastSupernet
 from rnas.precision import Precision
@@ -28,11 +31,65 @@ SMALL = (
 ).split()
 
 
+WAITING: dict[str, Callable[[Tensor], object]] = {
+    "item": lambda x: x[0].item(),
+    "bool": lambda x: bool(x.sum() > 0),
+    "cpu": lambda x: x.cpu(),
+    "from the host": lambda x: torch.ones(3).cuda(),
+    "a mask as index": lambda x: x[x > 0],
+    "nonzero": lambda x: x.nonzero(),
+}
+MIXING: dict[str, Callable[[Tensor, Tensor], object]] = {
+    "sum": lambda x, host: x + host,
+    "convolution": lambda x, host: torch.nn.functional.conv1d(x.view(1, 1, 3), host.view(1, 1, 3)),
+    "index of a GPU's": lambda x, host: host[x.long()],
+    "values of the host's": lambda x, host: x.index_put_((torch.arange(3, device="cuda"),), host),
+    "generator of the host's": lambda x, host: x.uniform_(generator=torch.Generator()),
+}
+
+
+@pytest.mark.parametrize("what", WAITING)
+def test_waiting_is_noticed(what: str) -> None:
+    """Or else the tests that nothing waits would show nothing; after a recording, too."""
+    x = torch.ones(3, device="cuda")
+    WAITING[what](x)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        x.mul_(2).sum()
+        with pytest.raises(RuntimeError, match="synchronizing"):
+            WAITING[what](x)
+        replay, twice = graphs.record(lambda: 2 * x, x.device)
+        with pytest.raises(RuntimeError, match="synchronizing"):
+            WAITING[what](x)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    x.fill_(3)
+    replay()
+    assert twice.tolist() == [6, 6, 6]
+
+
+@pytest.mark.parametrize("what", MIXING)
+def test_mixing_devices_is_refused(what: str) -> None:
+    """Or else tests would pass here and the code would fail elsewhere."""
+    with pytest.raises(RuntimeError, match=r"device|type|indices"):
+        MIXING[what](torch.zeros(3, device="cuda"), torch.zeros(3))
+
+
+def test_a_network_on_a_gpu_is_exported(tmp_path: Path) -> None:
+    net = rnas.build("RNAS-L", classes=10, cells=3, channels=4, image_size=(16, 16)).cuda()
+    before = copy.deepcopy(net.state_dict())
+    export(net, {"classes": [str(k) for k in range(10)]}, "onnx", tmp_path / "model.onnx", image_size=16)
+    assert (tmp_path / "model.onnx").exists()
+    assert all(t.device.type == "cuda" and torch.equal(t, before[name]) for name, t in net.state_dict().items())
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_whole_pipeline(precision: str, tmp_path: Path) -> None:
     main([*SMALL, "--precision", precision, "--out", str(tmp_path)])
     for name in ("model.onnx", "report.html", "search/alphas.npz", "train/masks.npz"):
         assert (tmp_path / name).exists(), name
+    on = json.loads((tmp_path / "environment.json").read_text())["device"]
+    assert on.startswith(f"cuda ({torch.cuda.get_device_name()}, ")
     assert set(json.loads((tmp_path / "train" / "evaluation.json").read_text())["attacks"]) == {"fgsm", "pgd2"}
     (tmp_path / "search" / "genotype.json").unlink()  # as if killed before the end: go on from the last checkpoint
     main([*SMALL, "--precision", precision, "--out", str(tmp_path), "--resume"])

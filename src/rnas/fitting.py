@@ -21,7 +21,7 @@ from rnas.nets import zoo
 from rnas.nets.derived import DerivedNetwork
 from rnas.nets.fast import FastSupernet
 from rnas.settings import Run
-from rnas.steps import choose_device, choose_precision, reseed
+from rnas.steps import choose_device, choose_precision, forked, reseed
 
 FITTED = "budget.json"
 """What was chosen, in the run's folder: timings differ from call to call, and a resumed run must stay the same run."""
@@ -217,7 +217,7 @@ def speeds(budget: Budget, seen: Facts, about: Facts, device: torch.device) -> t
     train = budget.train
     batch = CPU_IMAGES if device.type == "cpu" else train.batch_size
     options: dict[str, Any] = {"cells": train.cells, "channels": train.channels, "stem_stride": train.stem_stride}
-    with torch.random.fork_rng(devices=[]):
+    with forked(device):
         reseed(0)
         supernet = FastSupernet(budget.search.space, about.classes, zoo.MEAN, zoo.STD)
         network = zoo.build("RNAS-L", about.classes, image_size=about.image_size, **options)

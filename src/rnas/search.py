@@ -31,6 +31,7 @@ from rnas.steps import (
     cosine,
     fingerprint,
     load_data,
+    recorded_name,
     reseed,
     set_lr,
     training_attack,
@@ -123,7 +124,7 @@ def search(settings: Search, console: Console | None = None) -> Genotype:
     state = State(net, optimizer, Rnas(net, attack, settings))
 
     facts = {**fingerprint(data), "precision": state.method.precision.name}
-    run = Run.open(settings.out, settings, resume=settings.resume, device=str(device), facts=facts)
+    run = Run.open(settings.out, settings, resume=settings.resume, device=recorded_name(device), facts=facts)
     saved = checkpoint.load(run.folder)
     if saved is None:
         state.remember()

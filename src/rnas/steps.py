@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -105,6 +105,18 @@ def choose_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise RnasError("device is cuda, but torch finds no GPU: use --device cpu or auto")
     return torch.device(name)
+
+
+def recorded_name(device: torch.device) -> str:
+    """What a run's environment.json calls it: `cpu`, or for instance `cuda (NVIDIA H200, CUDA 13.0)`."""
+    if device.type == "cpu":
+        return "cpu"
+    return f"{device} ({torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda})"
+
+
+def forked(device: torch.device) -> AbstractContextManager[None]:
+    """Within, random numbers are nobody else's: torch's generators, that of `device` too, are put back."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 def choose_precision(name: str) -> Precision:

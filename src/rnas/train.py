@@ -35,6 +35,7 @@ from rnas.steps import (
     cosine,
     fingerprint,
     load_data,
+    recorded_name,
     reseed,
     set_lr,
     training_attack,
@@ -151,7 +152,7 @@ def fit(
     state = State(net, optimizer)
     precision = choose_precision(settings.precision)
     facts = {**fingerprint(data), "precision": precision.name, **(facts or {})}
-    run = Run.open(settings.out, settings, resume=settings.resume, device=str(device), facts=facts)
+    run = Run.open(settings.out, settings, resume=settings.resume, device=recorded_name(device), facts=facts)
     saved = checkpoint.load(run.folder)
     if saved is not None:
         state.restore(saved)

@@ -1,7 +1,8 @@
 """A GPU for the tests where there is none: `RNAS_EMULATED_GPU=1 pytest …`; `make emulated-gpu` runs those marked `gpu`.
 
 `device.cpp` is the device; here it is compiled, loaded before torch, and put behind `torch.cuda`. A CUDA graph is a
-tape of the operations between its beginning and its end. Times on it mean nothing.
+tape of the operations between its beginning and its end. Times on it mean nothing. Where it cannot be had, importing
+this raises an ImportError that says why.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import ctypes
 import hashlib
 import importlib.util
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 from importlib.metadata import version
@@ -18,35 +21,38 @@ from types import SimpleNamespace
 from typing import Any
 
 SOURCE = Path(__file__).with_name("device.cpp")
+BUILD = Path(__file__).parents[2] / "build" / "emulated-gpu"
 NAME = "emulated GPU"
 MEMORY = 2**36  # bytes
-BUILD = Path(__file__).parents[2] / "build" / "emulated-gpu"
 
 
 def compiled() -> Path:
-    """`device.cpp` as a library for the installed torch; made once for each of either."""
+    """`device.cpp` as a library for the installed torch; made once for each source, torch and way of compiling."""
     spec = importlib.util.find_spec("torch")
     assert spec is not None
     assert spec.submodule_search_locations
     torch = Path(spec.submodule_search_locations[0])
     if list((torch / "lib").glob("libtorch_cuda*")):
-        sys.exit("RNAS_EMULATED_GPU: this torch is built for real GPUs; the emulated one needs torch's CPU build")
-    key = hashlib.sha256(SOURCE.read_bytes() + version("torch").encode() + str(torch).encode()).hexdigest()[:16]
-    library = BUILD / f"{key}.so"
+        raise ImportError("this torch is built for real GPUs: the emulated one needs torch's CPU build")
+    compiler = shlex.split(os.environ.get("CXX", "c++"))
+    if not compiler or shutil.which(compiler[0]) is None:
+        raise ImportError("no C++ compiler is found: set CXX to one")
+    include = [f"-isystem{torch / 'include'}", f"-isystem{torch / 'include/torch/csrc/api/include'}"]
+    link = [f"-L{torch / 'lib'}", "-ltorch_cpu", "-lc10", f"-Wl,-rpath,{torch / 'lib'}"]
+    command = [*compiler, "-std=c++20", "-O1", "-shared", "-fPIC", *include, str(SOURCE), *link]
+    made_from = [SOURCE.read_text(encoding="utf-8"), version("torch"), *command]
+    library = BUILD / f"{hashlib.sha256(chr(0).join(made_from).encode()).hexdigest()[:16]}.so"
     if not library.exists():
         BUILD.mkdir(parents=True, exist_ok=True)
-        part = BUILD / f"{key}.{os.getpid()}.so"
-        include = [f"-isystem{torch / 'include'}", f"-isystem{torch / 'include/torch/csrc/api/include'}"]
-        link = [f"-L{torch / 'lib'}", "-ltorch_cpu", "-lc10", f"-Wl,-rpath,{torch / 'lib'}"]
-        compiler = os.environ.get("CXX", "c++")
-        command = [compiler, "-std=c++20", "-O1", "-shared", "-fPIC", *include, str(SOURCE), "-o", str(part), *link]
-        subprocess.run(command, check=True)
+        part = library.with_suffix(f".{os.getpid()}")
+        if subprocess.run([*command, "-o", str(part)], check=False).returncode:
+            sys.exit(f"{SOURCE} cannot be compiled: see above")
         part.replace(library)
     return library
 
 
 if "torch" in sys.modules:
-    sys.exit("RNAS_EMULATED_GPU: torch was imported before the emulated GPU")
+    sys.exit("torch was imported before the emulated GPU")
 device = ctypes.CDLL(str(compiled()))
 device.memory_allocated.restype = device.max_memory_allocated.restype = ctypes.c_long
 
@@ -65,6 +71,29 @@ class Stream:
     def __exit__(self, *error: object) -> None: ...
 
 
+class Waiting:
+    """`set_sync_debug_mode`: whether what makes the host wait is refused."""
+
+    refused = False
+    recording = False
+
+    def set_mode(self, mode: str) -> None:
+        if mode not in ("default", "error"):
+            raise ValueError(f"sync debug mode {mode!r}: the emulated GPU knows 'default' and 'error'")
+        self.refused = mode == "error"
+        self.settle()
+
+    def settle(self) -> None:
+        device.refuse_waiting(self.refused or self.recording)
+
+    def synchronize(self, of: object = None) -> None:
+        if self.recording:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+
+waiting = Waiting()
+
+
 class CUDAGraph:
     def __init__(self) -> None:
         self.tape = Tape()
@@ -81,13 +110,22 @@ class Recording:
 
     def __enter__(self) -> None:
         self.drawn = torch.cuda.get_rng_state()
-        device.refuse_waiting(True)
+        waiting.recording = True
+        waiting.settle()
         self.graph.tape.__enter__()
 
     def __exit__(self, *error: Any) -> None:
         self.graph.tape.__exit__(*error)
-        device.refuse_waiting(False)
+        waiting.recording = False
+        waiting.settle()
         torch.cuda.set_rng_state(self.drawn)
+
+
+def new_storage(cls: type, *size: int, device: torch.device | str = "cpu", **options: Any) -> torch.UntypedStorage:
+    """`torch.UntypedStorage`, for copies and files: torch's CPU build makes none on a GPU."""
+    if torch.device(device).type == "cuda":
+        return torch.empty(*(size or (0,)), dtype=torch.uint8, device=device).untyped_storage()
+    return torch._C.StorageBase.__new__(cls, *size, device=device, **options)
 
 
 def nothing(*args: object, **options: object) -> None: ...
@@ -106,13 +144,13 @@ emulated = {
     "get_device_name": lambda of=None: NAME,
     "get_device_properties": lambda of=None: SimpleNamespace(name=NAME, total_memory=MEMORY),  # torch._dynamo asks
     "is_bf16_supported": lambda *options: True,  # autocast asks
-    "synchronize": nothing,
+    "synchronize": waiting.synchronize,
     "empty_cache": nothing,
     "mem_get_info": lambda of=None: (MEMORY - device.memory_allocated(), MEMORY),
     "memory_allocated": lambda of=None: device.memory_allocated(),
     "max_memory_allocated": lambda of=None: device.max_memory_allocated(),
     "reset_peak_memory_stats": lambda of=None: device.reset_peak_memory_stats(),
-    "set_sync_debug_mode": lambda mode: device.refuse_waiting(mode == "error"),
+    "set_sync_debug_mode": waiting.set_mode,
     "Stream": Stream,
     "stream": lambda stream: stream,
     "current_stream": lambda of=None: current,
@@ -124,4 +162,5 @@ for name, value in emulated.items():
     setattr(torch.cuda, name, value)
     if hasattr(torch.cuda.random, name):
         setattr(torch.cuda.random, name, value)
+torch.UntypedStorage.__new__ = new_storage
 torch.cuda.default_generators = (torch.Generator("cuda"),)

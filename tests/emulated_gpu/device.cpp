@@ -274,30 +274,30 @@ c10::IValue changed(const c10::IValue& value, Change change) {
   return value;
 }
 
-bool starts_with(const std::string& text, const char* start) { return text.rfind(start, 0) == 0; }
-
 /// Refuse operands that CUDA would refuse, and what would make the host wait.
 void check(const std::string& name, at::ArrayRef<c10::IValue> arguments) {
   static const std::set<std::string> reading = {
-      "aten::equal", "aten::masked_select", "aten::nonzero", "aten::_unique2", "aten::unique_dim"};
+      "aten::bincount", "aten::equal", "aten::masked_select", "aten::nonzero", "aten::repeat_interleave",
+      "aten::_unique2", "aten::unique_consecutive", "aten::unique_dim"};
   if (reading.count(name)) waits(name);
-  bool indexing = starts_with(name, "aten::index") || starts_with(name, "aten::_index_put");
   bool on_device = false, on_host = false;
   for (const auto& value : arguments) {
+    // Indices of the host's may choose from a tensor of the device: the other way round, they may not.
+    bool indices = value.isOptionalTensorList() && arguments[0].isTensor() && arguments[0].toTensor().is_cuda();
     changed(value, [&](const Tensor& t) {
-      if (t.defined() && t.is_cuda()) on_device = true;
-      if (t.defined() && !t.is_cuda() && t.dim() > 0) on_host = true;  // CUDA takes a number of the host's
-      if (value.isOptionalTensorList() && t.defined() && t.scalar_type() == at::kBool) waits("an index of booleans");
+      if (!t.defined()) return t;
+      if (t.is_cuda()) on_device = true;
+      if (!t.is_cuda() && t.dim() > 0 && !indices) on_host = true;  // a number of the host's may take part
+      if (indices && !t.is_cuda()) waits("indices of the host's");
+      if (indices && t.scalar_type() == at::kBool) waits("an index of booleans");
       return t;
     });
   }
+  TORCH_CHECK(!on_device || !on_host, name, ": Expected all tensors to be on the same device");
   for (const auto& value : arguments) {
     TORCH_CHECK(!on_device || !value.isGenerator() || value.toGenerator().device().is_cuda(), name,
                 ": Expected a 'cuda' device type for generator");
   }
-  if (!on_device || !on_host) return;
-  TORCH_CHECK(indexing, name, ": Expected all tensors to be on the same device");
-  waits("indices of the host's");
 }
 
 /// Every operation that is not registered below: the CPU's kernel on the same memory.
@@ -306,6 +306,9 @@ void fallback(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   const auto& parameters = schema.arguments();
   auto arguments = torch::jit::pop(*stack, parameters.size());
   check(schema.name(), arguments);
+  auto is_generator = [](const c10::Argument& p) { return p.name() == "generator"; };
+  TORCH_CHECK(!op.hasTag(at::Tag::nondeterministic_seeded) || std::any_of(parameters.begin(), parameters.end(), is_generator),
+              schema.name(), " draws from a generator that it is not given: the emulated GPU must be taught it");
   Computing now;
   at::AutoDispatchBelowADInplaceOrView below;
   std::vector<c10::IValue> on_host;

@@ -78,6 +78,8 @@ def check_logits(logits: object, y: Tensor) -> Tensor:
         raise RnasError(f"the model returns a {type(logits).__name__}: expected logits, a tensor ({len(y)},classes)")
     if logits.dim() != 2 or len(logits) != len(y) or logits.shape[1] < 2:
         raise RnasError(f"the model returns {_described(logits)} for {len(y)} images: expected ({len(y)},classes)")
+    if logits.device != y.device:
+        raise RnasError(f"the model answers on {logits.device}: expected logits on {y.device}, as the images are")
     if logits.dtype not in FLOATS:
         raise RnasError(f"the model returns {_described(logits)}: expected float32 or float64 logits")
     if not bool(logits.isfinite().all()):

@@ -18,7 +18,7 @@ from rnas.nets import zoo
 from rnas.nets.fast import FastSupernet
 from rnas.reproduce.plan import Plan, Step
 from rnas.settings import Distortion, Evaluate, Search, Source, Train
-from rnas.steps import choose_device, reseed
+from rnas.steps import choose_device, forked, reseed
 
 THROUGHPUT = "throughput.json"
 CPU_IMAGES = 8
@@ -87,7 +87,7 @@ class Costs:
         return self.speeds[key]
 
     def _build(self, step: Search | Train, about: Facts) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
+        with forked(self.device):
             reseed(0)
             if isinstance(step, Search):
                 return FastSupernet(step.space, about.classes, zoo.MEAN, zoo.STD)
