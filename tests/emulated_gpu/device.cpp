@@ -20,8 +20,11 @@
 
 #include <malloc.h>
 
+#include <algorithm>
 #include <atomic>
+#include <cstring>
 #include <set>
+#include <string>
 
 namespace {
 
@@ -307,8 +310,9 @@ void fallback(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   auto arguments = torch::jit::pop(*stack, parameters.size());
   check(schema.name(), arguments);
   auto is_generator = [](const c10::Argument& p) { return p.name() == "generator"; };
-  TORCH_CHECK(!op.hasTag(at::Tag::nondeterministic_seeded) || std::any_of(parameters.begin(), parameters.end(), is_generator),
-              schema.name(), " draws from a generator that it is not given: the emulated GPU must be taught it");
+  bool takes_one = std::any_of(parameters.begin(), parameters.end(), is_generator);
+  TORCH_CHECK(takes_one || !op.hasTag(at::Tag::nondeterministic_seeded), schema.name(),
+              " draws from a generator that it is not given: the emulated GPU must be taught it");
   Computing now;
   at::AutoDispatchBelowADInplaceOrView below;
   std::vector<c10::IValue> on_host;
