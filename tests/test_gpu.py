@@ -22,7 +22,7 @@ from rnas.methods.rnas import Rnas
 from rnas.nets.fast import FastSupernet
 from rnas.precision import Precision
 from rnas.settings import Search, SearchSpace
-from rnas.steps import Running, craft, craft_away, weight_step
+from rnas.steps import Running, craft, craft_away, forked, reseed, weight_step
 
 pytestmark = pytest.mark.gpu
 SMALL = (
@@ -73,6 +73,17 @@ def test_mixing_devices_is_refused(what: str) -> None:
     """Or else tests would pass here and the code would fail elsewhere."""
     with pytest.raises(RuntimeError, match=r"device|type|indices"):
         MIXING[what](torch.zeros(3, device="cuda"), torch.zeros(3))
+
+
+def test_forked_random_numbers_are_nobody_elses() -> None:
+    """On the GPU as on the host; without the context both generators would start anew."""
+    device = torch.device("cuda")
+    before = torch.cuda.get_rng_state(), torch.get_rng_state()
+    with forked(device):
+        reseed(1)
+        torch.rand(3, device=device)
+    assert torch.equal(torch.cuda.get_rng_state(), before[0])
+    assert torch.equal(torch.get_rng_state(), before[1])
 
 
 def test_a_network_on_a_gpu_is_exported(tmp_path: Path) -> None:

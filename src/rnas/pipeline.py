@@ -17,7 +17,7 @@ from rnas.report import write_report
 from rnas.runs import Run as Folder
 from rnas.search import GENOTYPE, search
 from rnas.settings import Run
-from rnas.steps import choose_device, load_data, recorded_name
+from rnas.steps import choose_device, hardware, load_data
 from rnas.train import train
 
 
@@ -42,7 +42,7 @@ def run(settings: Run, console: Console | None = None) -> Path:
     else:
         budget = plan(settings, len(data.train), choice.changes(settings.eps or data.eps_default))
         console.say(fitting.describe(choice, budget, settings.minutes, kept))
-    folder = Folder.open(out, settings, resume=settings.resume, device=recorded_name(choose_device(settings.device)))
+    folder = Folder.open(out, settings, resume=settings.resume, device=hardware(choose_device(settings.device)))
     if choice is None:
         return _work(budget, folder.folder, console)
     fitting.keep(choice, out)

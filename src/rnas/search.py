@@ -30,8 +30,8 @@ from rnas.steps import (
     choose_device,
     cosine,
     fingerprint,
+    hardware,
     load_data,
-    recorded_name,
     reseed,
     set_lr,
     training_attack,
@@ -124,7 +124,7 @@ def search(settings: Search, console: Console | None = None) -> Genotype:
     state = State(net, optimizer, Rnas(net, attack, settings))
 
     facts = {**fingerprint(data), "precision": state.method.precision.name}
-    run = Run.open(settings.out, settings, resume=settings.resume, device=recorded_name(device), facts=facts)
+    run = Run.open(settings.out, settings, resume=settings.resume, device=hardware(device), facts=facts)
     saved = checkpoint.load(run.folder)
     if saved is None:
         state.remember()

@@ -107,7 +107,7 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def recorded_name(device: torch.device) -> str:
+def hardware(device: torch.device) -> str:
     """What a run's environment.json calls it: `cpu`, or for instance `cuda (NVIDIA H200, CUDA 13.0)`."""
     if device.type == "cpu":
         return "cpu"

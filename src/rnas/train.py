@@ -34,8 +34,8 @@ from rnas.steps import (
     choose_precision,
     cosine,
     fingerprint,
+    hardware,
     load_data,
-    recorded_name,
     reseed,
     set_lr,
     training_attack,
@@ -152,7 +152,7 @@ def fit(
     state = State(net, optimizer)
     precision = choose_precision(settings.precision)
     facts = {**fingerprint(data), "precision": precision.name, **(facts or {})}
-    run = Run.open(settings.out, settings, resume=settings.resume, device=recorded_name(device), facts=facts)
+    run = Run.open(settings.out, settings, resume=settings.resume, device=hardware(device), facts=facts)
     saved = checkpoint.load(run.folder)
     if saved is not None:
         state.restore(saved)
