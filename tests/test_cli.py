@@ -160,6 +160,10 @@ def test_folders_that_hold_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert not (tmp_path / "r.html").exists()
 
 
+def test_a_table_has_one_form(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "choose one" in refused(capsys, "zoo", "--json", "--markdown")
+
+
 def test_an_output_folder_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
     out = str(tmp_path / "file" / "run")

@@ -122,7 +122,7 @@ def evaluate_run(settings: Evaluate, console: Console | None = None) -> Result:
     name, test = _test_images(settings, folder, meta)
     eps = settings.eps or (0.5 if settings.norm == "l2" else 16 / 255 if name == "digits" else 8 / 255)
     x, y = test.images.float().div_(255), test.labels
-    state = _partial_state(settings, folder, eps, name)
+    state = _partial_state(settings, folder, eps, name, meta["weights"])
     model.to(device)
     with console.stages() as move:
 
@@ -132,7 +132,7 @@ def evaluate_run(settings: Evaluate, console: Console | None = None) -> Result:
         result = evaluate(
             model, x, y, settings.attacks, eps, settings.norm, settings.seed, settings.batch_size, state, progress
         )
-    summary = {**result.summary, "dataset": name, "model": str(meta["arch"]), "weights": _weights(folder)}
+    summary = {**result.summary, "dataset": name, "model": str(meta["arch"]), "weights": meta["weights"]}
     summary, masks = _with_earlier(folder, summary, result.masks)
     write_arrays(folder / MASKS, {**masks, "labels": y.numpy()})
     spread = torch.linspace(0, len(y) - 1, min(PICTURED, len(y))).long()  # test sets are often sorted by class
@@ -142,10 +142,6 @@ def evaluate_run(settings: Evaluate, console: Console | None = None) -> Result:
     for line in _lines(folder.name, summary):
         console.say(line)
     return Result(summary, masks)
-
-
-def _weights(folder: Path) -> str:
-    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
 
 
 def _with_earlier(
@@ -222,7 +218,7 @@ def _some(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (", …" if len(names) > most else "")
 
 
-def _partial_state(settings: Evaluate, folder: Path, eps: float, name: str) -> Path:
+def _partial_state(settings: Evaluate, folder: Path, eps: float, name: str, weights: str) -> Path:
     """The folder that keeps an unfinished evaluation. RnasError if it holds another one and --resume is given."""
     state = folder / PARTIAL
     wanted = {
@@ -233,7 +229,7 @@ def _partial_state(settings: Evaluate, folder: Path, eps: float, name: str) -> P
         "data": settings.data or name,
         "seed": settings.seed,
         "batch_size": settings.batch_size,
-        "weights": _weights(folder),
+        "weights": weights,
     }
     if settings.resume and (state / SETTINGS).exists():
         differing = [k for k, v in wanted.items() if read_json(state / SETTINGS).get(k) != v]

@@ -279,7 +279,8 @@ class Evaluate:
     run: Positional[Path]
     """Folder of a training run."""
     attacks: tuple[str, ...] = PAPER_ATTACKS
-    """fgsm, pgd20, pgd100 (any pgdN, pgdN-any), cw, cw-l2, aa, apgd-ce, apgd-dlr, apgd-t, fab-t, square."""
+    """fgsm, pgd20, pgd100 (any pgdN, pgdN-any), cw, cw-l2, aa, apgd-ce, apgd-dlr, apgd-margin, apgd-t, fab-t,
+    square."""
     eps: Size | None = None
     """Radius ε; by default 8/255 (l_inf; 16/255 for digits) or 0.5 (l2)."""
     norm: Literal["linf", "l2"] = "linf"
@@ -466,6 +467,10 @@ class Zoo:
     """Print JSON instead of a table."""
     markdown: bool = False
     """Print a Markdown table."""
+
+    def __post_init__(self) -> None:
+        if self.json and self.markdown:
+            raise RnasError("--json and --markdown are two forms of one table: choose one")
 
 
 @dataclass(frozen=True)

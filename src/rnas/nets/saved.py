@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -19,11 +20,15 @@ WEIGHTS, META = "model.safetensors", "model.json"
 
 
 def save_model(folder: Path, model: nn.Module, meta: dict[str, Any]) -> None:
-    """Write `model` and `meta` (see `build_from_meta`) into `folder`; each file is written whole or not at all."""
+    """Write `model` and `meta` (see `build_from_meta`) into `folder`; each file is written whole or not at all.
+
+    model.json also gets the SHA-256 of the weights' file, as "weights".
+    """
     build_from_meta(meta, "meta", device="meta")  # refuses to write what could not be read again
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    files.write_bytes(folder / WEIGHTS, safetensors.torch.save(state))  # save_file would let only its owner read it
-    files.write_json(folder / META, meta)
+    weights = safetensors.torch.save(state)
+    files.write_bytes(folder / WEIGHTS, weights)  # save_file would let only its owner read it
+    files.write_json(folder / META, {**meta, "weights": hashlib.sha256(weights).hexdigest()})
 
 
 def find_model(run: Path) -> Path | None:
@@ -35,13 +40,19 @@ def load_model(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     """The network of `folder`, in eval mode on the CPU, and its model.json. Draws no random numbers.
 
     RnasError if a file is missing or damaged, or if the weights are not those of the network that model.json names.
+    A model.json of an earlier version says nothing about the bytes of the weights: "weights" is then theirs.
     """
     if not (folder / META).is_file():
         raise RnasError(f"{folder} holds no trained network: {META} is missing (rnas train writes it)")
     meta = files.read_json(folder / META)
     model = build_from_meta(meta, str(folder / META), device="meta")
-    state = _read_weights(folder / WEIGHTS)
+    state, digest = _read_weights(folder / WEIGHTS)
     _check_state(state, model.state_dict(), folder / WEIGHTS)
+    if meta.setdefault("weights", digest) != digest:
+        raise RnasError(
+            f"{folder / WEIGHTS} is damaged, or of another training than {META}: its SHA-256 is {digest}, "
+            f"{META} says {_short(meta['weights'])}"
+        )
     model.load_state_dict(state, assign=True)
     return model.eval(), meta
 
@@ -79,9 +90,12 @@ def build_from_meta(meta: Any, where: str = META, device: str = "cpu") -> nn.Mod
         raise RnasError(f"{where}: {e}") from e
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
+def _read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
+    """The tensors of a file, and its SHA-256."""
     try:
-        return safetensors.torch.load_file(path)
+        with open(path, "rb") as f:
+            digest = hashlib.file_digest(f, "sha256").hexdigest()
+        return safetensors.torch.load_file(path), digest
     except OSError as e:
         raise RnasError(f"cannot read {path}: {e.strerror or e}") from e
     except SafetensorError as e:

@@ -15,6 +15,7 @@ _ATTACKS = {
     "aa": "AutoAttack",
     "apgd-ce": "APGD-CE",
     "apgd-dlr": "APGD-DLR",
+    "apgd-margin": "APGD-margin",
     "apgd-t": "APGD-T",
     "fab-t": "FAB-T",
     "square": "Square",
