@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from benchmarks import __main__ as everything
-from benchmarks import compiled, data, depthwise, profiled, search_step, train_step
+from benchmarks import compiled, data, depthwise, kept_memory, profiled, search_step, train_step
 from benchmarks.projected import duration, search_seconds, training_seconds
 from benchmarks.timing import interleaved, median, program, ratio
 
@@ -216,6 +216,16 @@ def test_the_benchmark_of_depthwise_convolutions_compares_equal_gradients(
     found = json.loads((tmp_path / "depthwise.json").read_text())["convolutions"]
     assert [(f["kernel"], f["stride"], f["dilation"]) for f in found] == [(k, s, d) for k, d, s in depthwise.KERNELS]
     assert all(f[what][way] > 0 for f in found for what in ("input", "kernels") for way in ("torch", "ours"))
+
+
+def test_two_processes_take_turns_with_memory_kept_and_not(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(kept_memory, "STEPS", ("pgd",))
+    kept_memory.main(["--rounds", "1", "--json", str(tmp_path / "kept.json")])
+    of = json.loads((tmp_path / "kept.json").read_text())["steps"]["pgd"]
+    assert of["ratio"] == of["as it comes"] / of["kept"] > 0
+    assert f"pgd: {of['ratio']:.2f} times as fast" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
