@@ -15,6 +15,7 @@ import torch
 
 from rnas.cli import main
 from rnas.console import Console
+from rnas.errors import RnasError
 from rnas.evaluation import evaluate_run
 from rnas.nets.saved import load_model, save_model
 from rnas.settings import Evaluate
@@ -103,6 +104,18 @@ def test_resume_goes_on_after_a_kill_at_any_moment(after: int, run: Path, monkey
         assert resumed[0][key] == whole.summary[key]
 
 
+def test_an_unfinished_evaluation_is_not_dropped(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Evaluate(run=run, attacks=("fgsm", "pgd2"), limit=16)
+    with monkeypatch.context() as patch:
+        dying(patch, 5)
+        with pytest.raises(Killed):
+            evaluate_run(settings)
+    kept = (run / "evaluation.partial" / "attacks.json").read_bytes()
+    with pytest.raises(RnasError, match="holds an unfinished evaluation: --resume goes on with it"):
+        evaluate_run(settings)
+    assert (run / "evaluation.partial" / "attacks.json").read_bytes() == kept
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
@@ -156,7 +169,7 @@ def test_evaluations_that_cannot_be(
 ) -> None:
     if "--resume" in arguments:
         with monkeypatch.context() as patch:
-            dying(patch, 4)
+            dying(patch, 5)
             with pytest.raises(Killed):
                 main(["evaluate", str(run), "--limit", "10", "--attacks", "fgsm"])
         capsys.readouterr()

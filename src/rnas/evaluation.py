@@ -19,6 +19,7 @@ from rnas import data as images
 from rnas.attacks import PGD, Progress, run_attacks
 from rnas.attacks.evaluation import attack_named
 from rnas.attacks.norms import Norm
+from rnas.attacks.state import begun
 from rnas.console import Console
 from rnas.data import Split
 from rnas.data.dataset import stratified
@@ -219,7 +220,7 @@ def _some(names: Sequence[str], most: int = 5) -> str:
 
 
 def _partial_state(settings: Evaluate, folder: Path, eps: float, name: str, weights: str) -> Path:
-    """The folder that keeps an unfinished evaluation. RnasError if it holds another one and --resume is given."""
+    """The folder that keeps an unfinished evaluation. RnasError if it holds one that would not be gone on with."""
     state = folder / PARTIAL
     wanted = {
         "attacks": list(settings.attacks),
@@ -231,12 +232,17 @@ def _partial_state(settings: Evaluate, folder: Path, eps: float, name: str, weig
         "batch_size": settings.batch_size,
         "weights": weights,
     }
-    if settings.resume and (state / SETTINGS).exists():
-        differing = [k for k, v in wanted.items() if read_json(state / SETTINGS).get(k) != v]
+    found = read_json(state / SETTINGS) if (state / SETTINGS).exists() else {}
+    if not isinstance(found, dict):
+        raise RnasError(f"{state / SETTINGS} is damaged: remove {state} to start anew")
+    differing = [k for k, v in wanted.items() if found.get(k) != v]
+    if begun(state) and "weights" not in differing:  # or else of a network that is no longer there
+        if not settings.resume:
+            raise RnasError(f"{state} holds an unfinished evaluation: --resume goes on with it, or remove it")
         if differing:
             raise RnasError(
                 f"{state} holds an evaluation with other {', '.join(differing)}: "
-                "resume with the settings it began with, or start anew without --resume"
+                "resume with the settings it began with, or remove it to start anew"
             )
         return state
     shutil.rmtree(state, ignore_errors=True)

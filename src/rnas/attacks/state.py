@@ -29,6 +29,14 @@ NAN = "n"
 PROBED = 4  # images whose answers identify a model
 
 
+def begun(folder: Path) -> bool:
+    """Whether `folder` keeps verdicts. RnasError if its file is damaged."""
+    kept = read_json(folder / STATE) if (folder / STATE).exists() else {"verdicts": {}}
+    if not isinstance(kept, dict) or not isinstance(kept.get("verdicts"), dict):
+        raise RnasError(f"{folder / STATE} is not the state of an evaluation: remove it to start over")
+    return bool(kept["verdicts"])
+
+
 @dataclass
 class Table:
     """For every attack and image: the verdict, or that it is not known yet, and what it cost."""
