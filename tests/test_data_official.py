@@ -238,6 +238,17 @@ def test_download_unpack_load_and_do_nothing_the_second_time(tmp_path, monkeypat
     assert not list(tmp_path.glob(".unpack-*"))
 
 
+def test_only_the_missing_file_is_fetched_into_the_folder_itself(tmp_path, monkeypatch, served):
+    publish(monkeypatch, served, "svhn-extra", PUBLISHED["svhn-extra"]())
+    rnas.data.prepare("svhn-extra", tmp_path, served.url)
+    (tmp_path / "svhn" / "extra_32x32.mat").unlink()
+    before = len(served.requests)
+    summary = rnas.data.prepare("svhn-extra", tmp_path / "svhn", served.url)
+    assert summary["folder"] == str(tmp_path / "svhn")
+    assert len(served.requests) == before + 1
+    assert not (tmp_path / "svhn" / "svhn").exists()
+
+
 def test_cifar10_pixels_and_labels(tmp_path):
     files = cifar10_files()
     dataset = rnas.data.load("cifar10", root=write(tmp_path, files))

@@ -122,6 +122,7 @@ BAD_ARRAYS: dict[str, tuple[Arrays, str]] = {
     "too few names": (arrays() | {"classes": np.array(["a", "b"])}, "names 2 different classes"),
     "numbers as names": (arrays() | {"classes": np.arange(3)}, "expected a list of strings"),
     "an empty name": (arrays() | {"classes": np.array(["a", " ", "c"])}, "classes has an empty name"),
+    "a name that is no text": (arrays() | {"classes": np.array(["a", "\udce9", "c"])}, "name that is not UTF-8"),
     "pickled labels": (arrays() | {"y_train": np.array([{}] * 12, object)}, "pickled"),
 }
 
@@ -243,6 +244,52 @@ def test_one_level_of_class_folders(tmp_path):
         rnas.data.load(root, test_fraction=0.3)
 
 
+def test_a_fraction_is_for_folders_that_are_there(tmp_path):
+    with pytest.raises(RnasError, match=r"there is no .*petz"):
+        rnas.data.load(tmp_path / "petz", test_fraction=0.2)
+    with pytest.raises(RnasError, match=r"is a file, and no \.npz"):
+        rnas.data.load(picture(tmp_path / "one.png"), test_fraction=0.2)
+
+
+@pytest.mark.parametrize("names", [("Train", "Test"), ("TRAIN", "Val")])
+def test_train_and_test_are_known_in_any_case(tmp_path, names):
+    root = folder(tmp_path / "pets")
+    for old, new in zip(("train", "test"), names, strict=True):
+        os.rename(root / old, root / new)
+    assert rnas.data.load(root).classes == ("ant", "bee")
+    assert len(rnas.data.load(root).test) == 6
+
+
+def test_images_to_test_on_need_no_others(tmp_path):
+    root = folder(tmp_path / "pets", n=10)
+    whole = rnas.data.load(root)
+    assert len(rnas.data.load(root, to_test=True, test_fraction=0.3).train) == 20, "it is split already"
+    apart = rnas.data.load(root / "train", test_fraction=0.3)
+    again = rnas.data.load(root / "train", test_fraction=0.3, to_test=True)
+    assert torch.equal(apart.test.images, again.test.images), "the same are set apart as for the training"
+    every = rnas.data.load(root / "train", to_test=True)
+    assert (len(every.train), len(every.test)) == (0, 20)
+    assert torch.equal(every.test.images, whole.train.images)
+    os.rename(root / "train", tmp_path / "elsewhere")
+    for _ in range(2):  # decoded, and from the cache
+        alone = rnas.data.load(root, to_test=True)
+        assert torch.equal(alone.test.images, whole.test.images)
+        assert alone.image_size == (16, 16)
+    os.rename(root / "test", root / "train")
+    with pytest.raises(RnasError, match=r"none named test: give it test/CLASS/\*$"):
+        rnas.data.load(root, to_test=True)
+
+
+def test_what_is_written_among_the_images_would_pass_for_images(tmp_path, monkeypatch):
+    root = folder(tmp_path / "pets")
+    monkeypatch.chdir(root)
+    rnas.data.check_apart(".", Path("runs/demo"))
+    rnas.data.check_apart("digits", Path("runs/demo"))
+    for data, out in ((".", "train/run"), ("train", "train/run"), ("train", "train"), (".", "test/ant")):
+        with pytest.raises(RnasError, match="among the class folders"):
+            rnas.data.check_apart(data, Path(out))
+
+
 @settings(max_examples=50, deadline=None)
 @given(
     names=st.lists(st.text("abcdefgh", min_size=1, max_size=6), min_size=24, max_size=60, unique=True),
@@ -264,6 +311,14 @@ def test_about_that_fraction_is_set_apart() -> None:
         assert 160 < sum(k == label for _, k in test) < 240
 
 
+def test_sixteen_bits_of_a_pgm_become_eight(tmp_path):
+    root = folder(tmp_path / "pets", n=1)
+    for name, most in (("a", 65535), ("b", 1000)):
+        pixels = np.full(256, most // 2, ">u2").tobytes()
+        (root / f"train/ant/{name}.pgm").write_bytes(f"P5 16 16 {most}\n".encode() + pixels)
+    assert rnas.data.load(root).train.images[1:3, 1, 3, 3].tolist() == [127, 128]
+
+
 def test_links_are_followed_but_not_in_circles(tmp_path):
     root = folder(tmp_path / "pets", n=2)
     elsewhere = folder(tmp_path / "others", n=3)
@@ -277,6 +332,9 @@ def test_images_beside_the_class_folders_are_named(tmp_path):
     picture(root / "train/lost.PNG")
     (root / "train/notes.txt").write_text("not an image")
     with pytest.raises(RnasError, match=r"train holds lost\.PNG beside its class folders"):
+        rnas.data.load(root)
+    os.rename(root / "train/lost.PNG", root / "train/lost.jfif")
+    with pytest.raises(RnasError, match=r"train holds lost\.jfif beside its class folders"):
         rnas.data.load(root)
 
 
@@ -331,6 +389,13 @@ def test_pipes_sockets_and_devices_are_named_and_not_opened(tmp_path):
     for name in ("train/ant/pipe.png", "train/bee/device.png", "test/bee/socket.png"):
         assert f"{name} (no regular file)" in str(e.value)
     assert not (root / ".rnas").exists(), "no empty folder is left in the user's"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes")
+def test_an_npz_that_is_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "x.npz")
+    with pytest.raises(RnasError, match="no regular file"):
+        rnas.data.load(tmp_path / "x.npz")
 
 
 def test_a_decompression_bomb_is_refused(tmp_path):

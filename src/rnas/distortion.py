@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ from rnas.nets.saved import build_from_meta, find_model, load_model
 from rnas.precision import full_precision
 from rnas.runs import training_of, write_arrays
 from rnas.settings import Distortion
-from rnas.steps import choose_device, load_data, reseed
+from rnas.steps import choose_device, load_data, load_test_data, reseed
 from rnas.train import find_architecture
 from rnas.vulnerability import layer_vulnerabilities, recorded
 
@@ -69,7 +70,7 @@ def distortion(settings: Distortion, console: Console | None = None) -> list[Pat
         }
         write_json(folder / DISTORTION, record)
         write_arrays(folder / FEATURES, maps)
-        if run is not None:
+        if run is not None and os.access(run, os.W_OK):  # for its report, if it is one's own
             write_json(run / DISTORTION, record)
         for line in _lines(record):
             console.say(line)
@@ -132,13 +133,22 @@ def _network(name: str, settings: Distortion) -> _Network:
     if folder is not None:
         net, meta = load_model(folder)
         source, seed, standard = training_of(folder)
-        data = _data(settings, meta) if settings.data else load_data(source, seed)
+        data = (
+            load_test_data(settings.data, folder, meta, settings.data_root)
+            if settings.data
+            else load_data(source, seed)
+        )
         _check_images(data, meta, name)
         return _Network(name, folder, standard, net, meta, data)
     arch, genotype = find_architecture(name)
     if settings.data is None:
         raise RnasError(f"{name} is not trained, and so has no images of its own: name some with --data")
-    data = load(settings.data, root=settings.data_root)
+    data = load(
+        settings.data,
+        root=settings.data_root,
+        image_size=settings.image_size,
+        test_fraction=settings.test_fraction,
+    )
     mean, std = data.statistics()
     meta = {
         "arch": arch,
@@ -152,11 +162,6 @@ def _network(name: str, settings: Distortion) -> _Network:
     }
     reseed(settings.seed)
     return _Network(name, None, None, build_from_meta(meta, name).eval(), meta, data)
-
-
-def _data(settings: Distortion, meta: dict[str, Any]) -> Dataset:
-    assert settings.data is not None
-    return load(settings.data, root=settings.data_root, image_size=meta["image_size"][0])
 
 
 def _check_images(data: Dataset, meta: dict[str, Any], name: str) -> None:

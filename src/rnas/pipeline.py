@@ -9,7 +9,7 @@ from rnas import fitting
 from rnas.budget import Budget, is_fitted, plan
 from rnas.console import Console
 from rnas.errors import RnasError
-from rnas.evaluation import EVALUATION, check_attacks, evaluate_run
+from rnas.evaluation import check_attacks, evaluate_run, holds
 from rnas.export import export
 from rnas.nets.derived import check_image_size
 from rnas.nets.saved import load_model
@@ -17,7 +17,7 @@ from rnas.report import write_report
 from rnas.runs import Run as Folder
 from rnas.search import GENOTYPE, search
 from rnas.settings import Run
-from rnas.steps import choose_device, hardware, load_data
+from rnas.steps import choose_device, choose_precision, hardware, load_data
 from rnas.train import train
 
 
@@ -29,7 +29,7 @@ def run(settings: Run, console: Console | None = None) -> Path:
     """
     console = console or Console(quiet=True)
     out = settings.out
-    data = load_data(settings.source, settings.seed, console)
+    data = load_data(settings.source, settings.seed, console, settings.out)
     try:
         check_image_size(data.image_size, 8, 4, "the search")
     except RnasError as e:
@@ -42,7 +42,8 @@ def run(settings: Run, console: Console | None = None) -> Path:
     else:
         budget = plan(settings, len(data.train), choice.changes(settings.eps or data.eps_default))
         console.say(fitting.describe(choice, budget, settings.minutes, kept))
-    folder = Folder.open(out, settings, resume=settings.resume, device=hardware(choose_device(settings.device)))
+    device, facts = hardware(choose_device(settings.device)), {"precision": choose_precision(settings.precision).name}
+    folder = Folder.open(out, settings, resume=settings.resume, device=device, facts=facts)
     if choice is None:
         return _work(budget, folder.folder, console)
     fitting.keep(choice, out)
@@ -57,8 +58,9 @@ def _work(budget: Budget, out: Path, console: Console) -> Path:
     for name, job in budget.trainings.items():
         if not (out / name / "model.json").exists():
             train(job, console)
-        if not (out / name / EVALUATION).exists():
-            evaluate_run(replace(budget.evaluate, run=out / name), console)
+        evaluation = replace(budget.evaluate, run=out / name)
+        if not holds(evaluation):
+            evaluate_run(evaluation, console)
     model, meta = load_model(out / "train")
     export(model, meta, "onnx", out / "model.onnx", tuple(meta["image_size"]))
     report = out / "report.html"

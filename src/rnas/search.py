@@ -22,7 +22,7 @@ from rnas.methods.rnas import Batch, Measured, Rnas
 from rnas.nets.derived import check_image_size
 from rnas.nets.fast import FastSupernet
 from rnas.precision import full_precision
-from rnas.runs import Run, read_log, write_arrays
+from rnas.runs import LOG, Run, read_log, write_arrays
 from rnas.settings import Bound, Search
 from rnas.steps import (
     Running,
@@ -111,7 +111,7 @@ def search(settings: Search, console: Console | None = None) -> Genotype:
     """
     console = console or Console(quiet=True)
     device = choose_device(settings.device)
-    data = load_data(settings.source, settings.seed, console)
+    data = load_data(settings.source, settings.seed, console, settings.out)
     check_image_size(data.image_size, 8, 4, "the supernet")
     train, validation = halves(data.train, settings.seed)
     plan = _plan(settings, train, validation, device)
@@ -141,7 +141,7 @@ def search(settings: Search, console: Console | None = None) -> Genotype:
         run.log(**event)
         state.save(run.folder)
         console.say(_line(event, settings.epochs))
-    last = read_log(run.folder)[-1]
+    last = _last(run.folder)
     if last["H"] is not None and last["F"] > last["H"]:
         message = (
             f"the search ended with F = {last['F']:.3g} over its bound H = {last['H']:.3g}: more epochs or steps help"
@@ -153,6 +153,14 @@ def search(settings: Search, console: Console | None = None) -> Genotype:
     genotype = net.genotype()
     genotype.save(run.folder / GENOTYPE)
     return genotype
+
+
+def _last(folder: Path) -> dict[str, Any]:
+    """The last event of a search that is through, an epoch or the warning after it. RnasError if the log is gone."""
+    events = [e for e in read_log(folder) if e.get("event") in ("epoch", "warning") and e.keys() >= {"F", "H"}]
+    if not events:
+        raise RnasError(f"{folder / LOG} tells of no epoch, but the search is through: choose another --out")
+    return events[-1]
 
 
 def _plan(settings: Search, train: Split, validation: Split, device: torch.device) -> Plan:

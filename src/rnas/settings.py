@@ -50,7 +50,8 @@ def _at_least(settings: Any, low: float, *names: str) -> None:
     for name in names:
         value = getattr(settings, name)
         if value is not None and not (math.isfinite(value) and value >= low):
-            raise RnasError(f"{name.replace('_', '-')} is {value}: expected {low:g} or more")
+            finite = "" if math.isfinite(value) else "a finite number, "
+            raise RnasError(f"{name.replace('_', '-')} is {value}: expected {finite}{low:g} or more")
 
 
 def _check_seed(seed: int) -> None:
@@ -61,6 +62,11 @@ def _check_seed(seed: int) -> None:
 def _check_clip(clip: float) -> None:
     if not (math.isfinite(clip) and clip > 0):
         raise RnasError(f"clip is {clip}: expected a number above 0")
+
+
+def _check_share(name: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise RnasError(f"{name} is {value}: expected a number in [0, 1)")
 
 
 @dataclass(frozen=True)
@@ -212,9 +218,8 @@ class Search:
         _check_seed(self.seed)
         _check_clip(self.clip)
         _at_least(self, 1, "epochs", "batch_size", "projection_steps", "monitor")
-        _at_least(
-            self, 0, "warmup", "lr", "momentum", "weight_decay", "alpha_lr", "alpha_weight_decay", "projection_lr"
-        )
+        _check_share("momentum", self.momentum)
+        _at_least(self, 0, "warmup", "lr", "weight_decay", "alpha_lr", "alpha_weight_decay", "projection_lr")
 
 
 @dataclass(frozen=True)
@@ -264,9 +269,9 @@ class Train:
         _check_seed(self.seed)
         _check_clip(self.clip)
         _at_least(self, 1, "cells", "channels", "epochs", "batch_size")
-        _at_least(self, 0, "lr", "momentum", "weight_decay", "trades_beta")
-        if not 0 <= self.drop_path < 1:
-            raise RnasError(f"drop-path is {self.drop_path}: expected a probability in [0, 1)")
+        _at_least(self, 0, "lr", "weight_decay", "trades_beta")
+        _check_share("drop-path", self.drop_path)
+        _check_share("momentum", self.momentum)
 
 
 PAPER_ATTACKS = ("fgsm", "pgd20", "pgd100", "cw")
@@ -287,7 +292,7 @@ class Evaluate:
     limit: int | None = None
     """Attack only N test images, of every class its share."""
     data: str | None = None
-    """Other images than the network was trained on (same classes)."""
+    """Other images than the network was trained on (same classes); of a folder, test/CLASS/* or CLASS/*."""
     batch_size: int = 256
     seed: int = 0
     device: Device = "auto"
@@ -314,6 +319,10 @@ class Distortion:
     """Images, as for the other commands; by default those that the run was trained on. Test images are used."""
     data_root: Path | None = None
     """Where the named data sets lie or are downloaded to."""
+    image_size: int | None = None
+    """Side of the images that an untrained network takes, in pixels; by default as they are."""
+    test_fraction: float | None = None
+    """Share of images to measure an untrained network on, for folders that have no train/ and test/."""
     layers: tuple[str, ...] | None = None
     """Layers to measure; by default VGG16's convolutions, ResNet18's blocks, the cells of cell networks."""
     eps: Size | None = None

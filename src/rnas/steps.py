@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,22 +17,25 @@ from rnas.attacks import PGD
 from rnas.attacks.gradient import ascent_direction
 from rnas.attacks.norms import project, steepest
 from rnas.console import Console
-from rnas.data import Dataset, load
+from rnas.data import Dataset, check_apart, load
 from rnas.errors import RnasError
 from rnas.frozen import Model, frozen
 from rnas.graphs import replayed
 from rnas.nets.fast_kernels import arranged_for
 from rnas.precision import Precision
+from rnas.runs import SETTINGS, training_of
 from rnas.settings import Perturbation, Source
 
 FP32 = Precision()
 
 
-def load_data(source: Source, seed: int, console: Console | None = None) -> Dataset:
+def load_data(source: Source, seed: int, console: Console | None = None, out: Path | None = None) -> Dataset:
     """The images that the settings name; a download and the decoding show on `console` how far they are.
 
-    RnasError if they cannot be read.
+    RnasError if they cannot be read, or if `out`, where the run is to be written, lies among them.
     """
+    if out is not None:
+        check_apart(source.data, out)
     with (console or Console(quiet=True)).stages() as progress:
         return load(
             source.data,
@@ -42,6 +46,19 @@ def load_data(source: Source, seed: int, console: Console | None = None) -> Data
             seed=seed,
             progress=progress,
         )
+
+
+def load_test_data(spec: str, folder: Path, meta: dict[str, Any], root: Path | None = None) -> Dataset:
+    """The data set `spec` to test the network in `folder` on, in its size; divided, where it has no split of its own,
+    as the images that the network was trained on were, for these may be among them."""
+    source = training_of(folder).source if (folder / SETTINGS).exists() else Source()
+    return load(
+        spec,
+        root=root or source.data_root,
+        image_size=None if spec.endswith(".npz") else meta["image_size"][0],
+        test_fraction=source.test_fraction,
+        to_test=True,
+    )
 
 
 def fingerprint(data: Dataset) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from rnas.data.cache import Progress, cache_root
 from rnas.data.dataset import Dataset, Split, batches, halves, limited
 from rnas.errors import RnasError, unknown
 
-__all__ = ["NAMES", "Dataset", "Progress", "Split", "batches", "halves", "load", "prepare"]
+__all__ = ["NAMES", "Dataset", "Progress", "Split", "batches", "check_apart", "halves", "load", "prepare"]
 
 NAMES = ("digits", "cifar10", "cifar100", "svhn", "svhn-extra", "tiny-imagenet")
 """The data sets that are known by name; every other one is a path."""
@@ -26,6 +26,7 @@ def load(
     limit_per_class: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
+    to_test: bool = False,
 ) -> Dataset:
     """The data set `spec`: one of `NAMES`, the path of an `.npz` file, or of a folder of class folders.
 
@@ -33,13 +34,15 @@ def load(
     images to that many pixels a side (own images: what the scaled image has beyond a square is cut off);
     `test_fraction` of a folder without test images is set apart; `limit_per_class` keeps as many training
     images of each class, drawn with `seed`; the test split stays whole, so that figures remain comparable.
+    `to_test` asks for images to test a network on: a folder need not have training images then, and `test_fraction` is
+    of use only where there is no split.
     RnasError if the data are missing, unreadable or not what they should be.
     """
     if image_size is not None and not 4 <= image_size <= 1024:
         raise RnasError(f"the image size is {image_size}: expected 4 to 1024 pixels")
     if limit_per_class is not None and limit_per_class < 1:
         raise RnasError(f"the limit per class is {limit_per_class}: expected 1 or more")
-    dataset = _find(spec, Path(root) if root else None, image_size, test_fraction, progress)
+    dataset = _find(spec, Path(root) if root else None, image_size, test_fraction, progress, to_test)
     if limit_per_class is None:
         return dataset
     return replace(dataset, train=limited(dataset.train, limit_per_class, seed))
@@ -51,6 +54,7 @@ def _find(
     image_size: int | None,
     test_fraction: float | None,
     progress: Progress | None,
+    to_test: bool,
 ) -> Dataset:
     from rnas.data import arrays, folders, official
 
@@ -58,7 +62,7 @@ def _find(
         raise RnasError(f"the name of the data is empty: expected an .npz file, a folder, or {', '.join(NAMES)}")
     path = Path(os.path.expanduser(spec))  # unlike Path.expanduser, leaves what it does not know
     own_folder = spec not in NAMES and path.is_dir()
-    if test_fraction is not None and not own_folder:
+    if test_fraction is not None and not to_test and (spec in NAMES or (path.suffix == ".npz" and path.exists())):
         raise RnasError(f"{spec} has a test split of its own: a test fraction is for folders without one")
     if spec == "digits":
         return arrays.digits(image_size)
@@ -66,12 +70,21 @@ def _find(
         return official.named(official.SETS[str(spec)], root or cache_root(), image_size, progress=progress)[0]
     if own_folder:
         official.refuse_pickles_at(path)
-        return folders.folder(path, image_size, test_fraction, progress)
+        return folders.folder(path, image_size, test_fraction, progress, to_test)
     if path.suffix == ".npz" or path.is_file():
         return arrays.npz(path, image_size)
     if path.parent != Path() or isinstance(spec, Path):
         raise RnasError(f"there is no {path}: expected an .npz file, a folder of class folders, or {', '.join(NAMES)}")
     raise unknown("data set", str(spec), (*NAMES, "the path of an .npz file", "a folder of class folders"))
+
+
+def check_apart(spec: str, out: Path) -> None:
+    """RnasError if `out`, a folder to write to, lies among the images of the folder `spec`."""
+    from rnas.data import folders
+
+    path = Path(os.path.expanduser(spec))
+    if spec not in NAMES and path.is_dir():
+        folders.check_apart(path, out)
 
 
 def prepare(

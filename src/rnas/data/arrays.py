@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rnas.data.dataset import Dataset, Split, stratified
 from rnas.errors import RnasError
-from rnas.files import size_text
+from rnas.files import is_text, size_text
 
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 MIN_SIZE, MAX_SIZE = 4, 1024
@@ -74,6 +74,8 @@ def npz(path: Path, image_size: int | None = None) -> Dataset:
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray[Any, Any]]:
+    if path.exists() and not path.is_file():
+        raise RnasError(f"{path} is no regular file: expected an .npz file")  # to open a pipe would wait for a writer
     try:
         with zipfile.ZipFile(path) as z:
             members = z.infolist()
@@ -152,6 +154,8 @@ def _class_names(names: np.ndarray[Any, Any], path: Path) -> tuple[str, ...]:
         raise RnasError(f"{path}, classes has type {names.dtype} and shape {names.shape}: expected a list of strings")
     if not all(str(name).strip() for name in names):
         raise RnasError(f"{path}: classes has an empty name")
+    if not all(is_text(str(name)) for name in names):
+        raise RnasError(f"{path}: classes has a name that is not UTF-8")
     return tuple(str(name) for name in names)
 
 

@@ -68,7 +68,7 @@ def fingerprint(root: Path, files: Iterable[str], *settings: object) -> str:
 
 def cache_root() -> Path:
     """The folder for what can be made again: $RNAS_DATA, else ~/.cache/rnas."""
-    return Path(os.environ.get("RNAS_DATA") or Path.home() / ".cache" / "rnas")
+    return Path(os.path.expanduser(os.environ.get("RNAS_DATA") or "~/.cache/rnas"))
 
 
 def cached(
@@ -215,7 +215,7 @@ def _trailer(f: Any, size: int) -> dict[str, Any] | None:
         train, test, shape = trailer["train"], trailer["test"], trailer["shape"]
         whole = (train + test) * (math.prod(shape) + 8) + length + END == size
         known = trailer.keys() >= {"source", "classes", "flip"}
-        return trailer if whole and known and min(train, test) > 0 and len(shape) == 3 else None
+        return trailer if whole and known and train >= 0 and test > 0 and len(shape) == 3 else None
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
 

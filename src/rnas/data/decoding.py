@@ -80,6 +80,8 @@ def _rgb(image: Image.Image) -> Image.Image:
         return image
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+    if image.mode == "I" and image.format == "PPM":  # which scales what it holds to 16 bits
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise UnreadableError("its pixels are 32-bit numbers of no fixed range: save it with 8 bits")
     if image.has_transparency_data:

@@ -18,7 +18,7 @@ from rnas.files import is_text
 
 LAYOUT = "expected train/CLASS/* and test/CLASS/*, or CLASS/* and a --test-fraction such as 0.2"
 
-IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+IMAGE_SUFFIXES = frozenset(".avif .bmp .gif .jfif .jp2 .jpe .jpeg .jpg .pgm .png .ppm .tga .tif .tiff .webp".split())
 
 Labelled = list[tuple[str, int]]
 """Files, named from the root, with their labels."""
@@ -29,14 +29,17 @@ def folder(
     image_size: int | None = None,
     test_fraction: float | None = None,
     progress: Progress | None = None,
+    to_test: bool = False,
 ) -> Dataset:
     """The images of `root`/train/CLASS and `root`/test/CLASS (or val), or of `root`/CLASS with `test_fraction` of
     those of every class, always the same ones, set apart to test. The classes are numbered in the order of their
-    names. RnasError if the layout is another, a class is empty, or files cannot be read, which are listed.
+    names. Images `to_test` a network on need no training images beside them: those of `root`/CLASS are all for the
+    test then, unless there is a `test_fraction`, which a folder that is split already ignores.
+    RnasError if the layout is another, a class is empty, or files cannot be read, which are listed.
     """
     if test_fraction is not None and not 0 < test_fraction < 1:
         raise RnasError(f"the test fraction is {test_fraction}: expected more than 0 and less than 1")
-    classes, train, test = _splits(root, test_fraction)
+    classes, train, test = (_tests if to_test else _splits)(root, test_fraction)
     files = [name for name, _ in train + test]
     train_labels, test_labels = (np.array([k for _, k in part], np.int64) for part in (train, test))
 
@@ -48,29 +51,59 @@ def folder(
     return cached(root.resolve().name or "images", variant, root, source, parse, progress)
 
 
+def check_apart(root: Path, out: Path) -> None:
+    """RnasError if `out` lies where `root` has its class folders: what is written there would pass for images."""
+    train, test = _parts(root)
+    for place in [root / part for part in (train, test) if part] if train else [root]:
+        if out.resolve().is_relative_to(place.resolve()):
+            raise RnasError(f"{out} lies among the class folders in {place}: choose an --out elsewhere")
+
+
+def _parts(root: Path) -> tuple[str | None, str | None]:
+    """The folders in `root`, in whatever case their names are, that hold the class folders to train on and to test on.
+    Without the first `root` itself holds the class folders, unless there is only the second."""
+    named = {name.lower(): name for name in _folders(root)}  # of Train and train the latter
+    train = named.get("train")
+    return train if train and _folders(root / train) else None, named.get("test", named.get("val"))
+
+
 def _splits(root: Path, test_fraction: float | None) -> tuple[tuple[str, ...], Labelled, Labelled]:
-    top = _folders(root)
-    if "train" in top and _folders(root / "train"):
-        tests = [name for name in ("test", "val") if name in top]
-        if tests and test_fraction is not None:
-            raise RnasError(f"{root} has a folder {tests[0]} already: leave out the test fraction")
-        classes, train = _classes(root, "train")
-        if tests:
-            test_classes, test = _classes(root, tests[0])
-            _same_classes(root, tests[0], classes, test_classes)
-            return classes, train, test
-        if test_fraction is None:
+    train_part, test_part = _parts(root)
+    if train_part and test_part:
+        if test_fraction is not None:
+            raise RnasError(f"{root} has a folder {test_part} already: leave out the test fraction")
+        classes, train = _classes(root, train_part)
+        test_classes, test = _classes(root, test_part)
+        _same_classes(root, (train_part, test_part), classes, test_classes)
+        return classes, train, test
+    if test_fraction is None:
+        if train_part:
             raise RnasError(
-                f"{root} has a folder train but none named test: give it test/CLASS/*, or set some of the training "
-                "images apart by a --test-fraction such as 0.2"
+                f"{root} has a folder {train_part} but none named test: give it test/CLASS/*, or set some of the "
+                "training images apart by a --test-fraction such as 0.2"
             )
-    else:
-        if not top:
-            raise RnasError(f"{root} holds no folders: {LAYOUT}")
-        if test_fraction is None:
-            raise RnasError(f"{root} has no folder train with class folders: {LAYOUT}")
-        classes, train = _classes(root, "")
+        holds = "has no folder train with class folders" if _folders(root) else "holds no folders"
+        raise RnasError(f"{root} {holds}: {LAYOUT}")
+    if not _folders(root):
+        raise RnasError(f"{root} holds no folders: {LAYOUT}")
+    classes, train = _classes(root, train_part or "")
     return classes, *_set_apart(train, test_fraction, root)
+
+
+def _tests(root: Path, test_fraction: float | None) -> tuple[tuple[str, ...], Labelled, Labelled]:
+    """As `_splits`, for images to test a network on: there may be none to train on."""
+    train_part, test_part = _parts(root)
+    if test_part and _folders(root / test_part):
+        if train_part:
+            return _splits(root, None)
+        classes, test = _classes(root, test_part)
+        return classes, [], test
+    if test_fraction is not None:
+        return _splits(root, test_fraction)
+    if train_part:
+        raise RnasError(f"{root} has a folder {train_part} but none named test: give it test/CLASS/*")
+    classes, test = _classes(root, "")
+    return classes, [], test
 
 
 def _folders(root: Path) -> list[str]:
@@ -101,8 +134,9 @@ def _classes(root: Path, part: str) -> tuple[tuple[str, ...], Labelled]:
     return classes, labelled
 
 
-def _same_classes(root: Path, test: str, expected: tuple[str, ...], found: tuple[str, ...]) -> None:
-    for one, other, names in (("train", test, set(expected) - set(found)), (test, "train", set(found) - set(expected))):
+def _same_classes(root: Path, parts: tuple[str, str], expected: tuple[str, ...], found: tuple[str, ...]) -> None:
+    train, test = parts
+    for one, other, names in ((train, test, set(expected) - set(found)), (test, train, set(found) - set(expected))):
         if names:
             raise RnasError(f"{root}: {one} has the class {', '.join(sorted(names))}, which {other} lacks")
 

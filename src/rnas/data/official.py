@@ -91,10 +91,13 @@ def _missing(official: Official, root: Path) -> str:
 
 
 def _obtain(official: Official, root: Path, mirror: str | None, progress: Progress | None) -> None:
+    home = root / official.folder
+    if not home.exists() and any((root / name).exists() for name in official.files):
+        home = root  # the folder itself was given as the root
     for remote in official.remotes:
         if not official.limit:
-            if not (root / official.folder / remote.file).exists():
-                fetch(remote, root / official.folder, mirror, progress)
+            if not (home / remote.file).exists():
+                fetch(remote, home, mirror, progress)
             continue
         if os.path.lexists(root / official.folder):
             raise RnasError(
