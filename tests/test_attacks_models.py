@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+import rnas
 from rnas.attacks import APGD, CW, CWL2, FAB, FGSM, PGD, Attack, AutoAttack, Square, run_attacks
 from rnas.attacks.losses import correct
 from rnas.errors import RnasError
@@ -64,6 +67,29 @@ def test_types_that_cannot_be_are_refused(attack: Attack, model: Model, x: Tenso
     with pytest.raises(RnasError, match=message):
         run_attacks(model, x, Y, ["square"], eps=0.1)
     assert "\n" not in str(direct.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"eps": "8/255"}, "eps is '8/255': expected a number"),
+        ({"eps": True}, "eps is True: expected a number"),
+        ({"batch_size": 2.5}, "batch size is 2.5"),
+        ({"names": None}, "attacks is None: expected a list of names"),
+        ({"names": [3]}, r"attacks is \[3\]: expected a list of names"),
+        ({"model": "runs/demo"}, "the model is a str: expected a callable, such as rnas.load"),
+    ],
+)
+def test_arguments_of_other_types_are_named(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(RnasError, match=message):
+        run_attacks(**{"model": small_net(), "x": X, "y": Y, "names": ["fgsm"], "eps": 0.1, **change})
+
+
+def test_images_that_want_a_gradient_are_images() -> None:
+    wanted = rnas.evaluate(small_net(), X, Y, ["fgsm"], 0.1)
+    found = rnas.evaluate(small_net(), X.clone().requires_grad_(), Y, ["fgsm"], 0.1)
+    assert found.summary["images_sha256"] == wanted.summary["images_sha256"]
+    assert found.robust("fgsm") == wanted.robust("fgsm")
 
 
 # --- no gradients ---------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from rnas.cli import main
+from rnas.cli import main, parse
 from rnas.runs import environment
 
 CELL = {
@@ -133,6 +133,10 @@ def test_genotypes_that_are_none(change: dict, said: str, tmp_path: Path, capsys
         (["train", "nowhere.json"], "nowhere.json"),
         (["train", "RNAS-L", "--drop-path", "1"], "drop-path"),
         (["train", "RNAS-L", "--clip", "nan"], "clip is nan"),
+        (["train", "RNAS-L", "--momentum", "1"], "momentum is 1"),
+        (["search", "--momentum", "1.5"], "momentum is 1.5"),
+        (["search", "--lr", "inf"], "lr is inf: expected a finite number, 0 or more"),
+        (["search", "--bound="], "'--bound=' says nothing"),
         (["train", "RNAS-L", "--seed", "-5"], "seed is -5"),
         (["search", "--eps", "1e400"], "eps is inf"),
         (["search", "--clip", "-1"], "clip is -1"),
@@ -158,6 +162,32 @@ def test_folders_that_hold_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "genotype.json" in refused(capsys, "train", str(tmp_path), "--out", str(tmp_path / "out"))
     assert str(tmp_path) in refused(capsys, "report", str(tmp_path), "--out", str(tmp_path / "r.html"))
     assert not (tmp_path / "r.html").exists()
+
+
+def test_an_empty_name_is_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a path it would be the current one: --out "$UNSET"."""
+    monkeypatch.chdir(tmp_path)
+    assert "says nothing" in refused(capsys, "search", "--epochs", "2", "--out", "")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_home_folder_after_an_equals_sign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    settings = parse(["train", "RNAS-L", "--out=~/runs/a", "--data-root=~/data"])
+    assert settings.out == tmp_path / "runs/a"
+    assert settings.source.data_root == tmp_path / "data"
+    assert parse(["report", "~/runs/a", "b", "--out", "c"]).runs == (tmp_path / "runs/a", Path("b"))
+
+
+def test_a_run_does_not_lie_among_its_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("ant", "bee"):
+        (tmp_path / name).mkdir()
+    out = str(tmp_path / "runs")
+    for command in (["run"], ["search"], ["train", "RNAS-L"]):
+        said = refused(capsys, *command, "--data", str(tmp_path), "--test-fraction", "0.2", "--out", out)
+        assert "among the class folders" in said
 
 
 def test_a_table_has_one_form(capsys: pytest.CaptureFixture[str]) -> None:

@@ -151,6 +151,11 @@ def test_maps_are_those_of_the_most_varied_channels(trained: Path, tmp_path: Pat
     assert distortion_figure([measured]).height > 50
 
 
+def test_an_untrained_network_takes_images_of_a_size(tmp_path: Path) -> None:
+    record = measure(tmp_path, "RNAS-L", image_size=8)
+    assert record["n"] == 12
+
+
 def test_bad_input_is_refused_before_anything_is_written(trained: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(RnasError, match=r"unknown layer of .* 'cells.7': did you mean cells"):

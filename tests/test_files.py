@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rnas.files import RANDOM, locked, remove_leftovers, size_text
+from rnas.files import RANDOM, locked, remove_leftovers, size_text, write_text
 
 
 def test_a_lock_is_held_by_one_at_a_time_whatever_is_removed(tmp_path):
@@ -76,3 +77,16 @@ def test_only_leftovers_of_our_names_are_removed(tmp_path):
 )
 def test_sizes_are_never_rounded_to_nothing(size, text):
     assert size_text(size) == text
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path, monkeypatch):
+    """What the system says of it names none."""
+
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left") as e:
+        write_text(tmp_path / "settings.json", "{}")
+    assert e.value.filename == str(tmp_path / "settings.json")
+    assert not list(tmp_path.iterdir())

@@ -32,6 +32,15 @@ def test_the_whole_pipeline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert {p: p.stat().st_mtime_ns for p in stamps} == stamps, "what is finished is not done again"
     with pytest.raises(SystemExit):
         main([*SMALL, "--out", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        main([*SMALL, "--out", str(tmp_path), "--resume", "--precision", "bf16"])
+    assert "precision was" in capsys.readouterr().err
+
+    main(["evaluate", str(tmp_path), "--attacks", "fgsm", "--limit", "10"])
+    main([*SMALL, "--out", str(tmp_path), "--resume"])
+    again = json.loads((tmp_path / "train" / "evaluation.json").read_text())
+    assert (again["n"], set(again["attacks"])) == (40, {"fgsm", "pgd2"}), "another evaluation is not this run's"
+    assert again["attacks"]["pgd2"]["accuracy"] == evaluation["attacks"]["pgd2"]["accuracy"]
 
 
 def test_budgets() -> None:

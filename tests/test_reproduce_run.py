@@ -110,16 +110,18 @@ def test_other_settings_are_another_evaluation(tmp_path: Path) -> None:
     plan = make_plan(smoke("table2", tmp_path, only=("SqueezeNet", "ResNet18")))
     step = next(s for s in plan.steps.values() if isinstance(s, Evaluate))
     step.run.mkdir(parents=True)
-    (step.run / "evaluation.json").write_text("{}")
+    (step.run / "model.json").write_text('{"weights": "abc"}')
+    (step.run / "masks.npz").touch()
+    path = step.run / "evaluation.json"
+    path.write_text("{}")
     assert not finished(step)  # nobody knows with which settings
-    done = {"attacks": ["fgsm", "pgd20", "aa"], "limit": 4, "eps": None, "norm": "linf", "seed": 0, "data": None}
-    path = step.run / "evaluated.json"
+    done = {"attacks": {"fgsm": {}, "pgd20": {}, "aa": {}}, "limit": 4, "eps": 16 / 255, "norm": "linf", "seed": 0}
+    done |= {"data": None, "weights": "abc", "dataset": "digits"}
     path.write_text(json.dumps(done))
     assert finished(step)  # more attacks are no harm
-    path.write_text(json.dumps({**done, "attacks": ["fgsm"]}))
-    assert not finished(step)
-    path.write_text(json.dumps({**done, "limit": 2}))
-    assert not finished(step)
+    for change in ({"attacks": {"fgsm": {}}}, {"limit": 2}, {"eps": 8 / 255}, {"weights": "def"}, {"data": "x.npz"}):
+        path.write_text(json.dumps({**done, **change}))
+        assert not finished(step)
 
 
 @pytest.mark.parametrize(

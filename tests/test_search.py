@@ -168,6 +168,25 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     assert (tmp_path / "checkpoint.pt").read_bytes() == good, "the advice works, and the result is the same"
 
 
+def test_a_checkpoint_that_cannot_be_read_is_not_called_damaged(tmp_path: Path) -> None:
+    """Or its owner would delete it."""
+    settings = replace(SMALL, out=tmp_path, epochs=2, bound="none")
+    search(settings)
+    (tmp_path / "checkpoint.pt").rename(tmp_path / "moved")
+    (tmp_path / "checkpoint.pt").mkdir()
+    with pytest.raises(RnasError, match=r"cannot read .*checkpoint\.pt"):
+        search(replace(settings, resume=True))
+
+
+@pytest.mark.parametrize("content", ["", '{"F": 1}\n'])
+def test_a_search_that_is_through_needs_its_log(content: str, tmp_path: Path) -> None:
+    settings = replace(SMALL, out=tmp_path, epochs=2, bound="none")
+    search(settings)
+    (tmp_path / "log.jsonl").write_text(content)
+    with pytest.raises(RnasError, match=r"log\.jsonl tells of no epoch"):
+        search(replace(settings, resume=True))
+
+
 @pytest.mark.parametrize("epoch", ["", ', "epoch": "x"', ', "epoch": true'])
 def test_an_epoch_without_a_number_is_named(epoch: str, tmp_path: Path) -> None:
     settings = replace(SMALL, out=tmp_path, epochs=2, bound="none")

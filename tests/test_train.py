@@ -1,5 +1,6 @@
 """Training and evaluation of target networks on real digits, and what their folders hold."""
 
+import io
 import json
 import os
 import signal
@@ -18,9 +19,11 @@ from scipy.stats import binomtest
 from torch import nn
 
 import rnas
+from rnas.console import Console
 from rnas.data import load
 from rnas.errors import RnasError
 from rnas.evaluation import evaluate_run, wilson
+from rnas.nets.fast_kernels import arranged_for
 from rnas.runs import read_log
 from rnas.settings import Evaluate, Perturbation, Source, Train
 from rnas.train import fit, train
@@ -35,6 +38,9 @@ SMALL = Train(
     epochs=2,
     batch_size=32,
 )
+
+
+CELL = [["skip_connect", 0], ["max_pool_3x3", 1]]
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
@@ -135,7 +141,7 @@ def test_evaluation_files_agree_with_each_other(tmp_path: Path) -> None:
 
 
 def test_evaluations_of_one_kind_add_up(tmp_path: Path) -> None:
-    """Another attack joins what was found before; another ε puts it aside. Nothing is lost."""
+    """Another attack joins what was found before; another ε puts it aside, each one. Nothing is lost."""
     train(replace(SMALL, out=tmp_path, epochs=1, standard=True))
     evaluate_run(Evaluate(run=tmp_path, attacks=("fgsm",), limit=30))
     both = evaluate_run(Evaluate(run=tmp_path, attacks=("pgd2",), limit=30))
@@ -143,7 +149,45 @@ def test_evaluations_of_one_kind_add_up(tmp_path: Path) -> None:
     assert both.summary["union"]["accuracy"] == (both.masks["fgsm"] & both.masks["pgd2"]).mean()
     other = evaluate_run(Evaluate(run=tmp_path, attacks=("fgsm",), limit=30, eps=1 / 255))
     assert set(other.summary["attacks"]) == {"fgsm"}
-    assert set(json.loads((tmp_path / "evaluation.previous.json").read_text())["attacks"]) == {"fgsm", "pgd2"}
+    assert set(json.loads((tmp_path / "evaluation.previous-1.json").read_text())["attacks"]) == {"fgsm", "pgd2"}
+    screen = io.StringIO()
+    evaluate_run(Evaluate(run=tmp_path, attacks=("fgsm",), limit=20), Console(screen))
+    assert "is kept as evaluation.previous-2.json" in screen.getvalue()
+    kept = [json.loads((tmp_path / f"evaluation.previous-{k}.json").read_text()) for k in (1, 2)]
+    assert [found["eps"] for found in kept] == pytest.approx([16 / 255, 1 / 255])
+    for k, found in enumerate(kept, 1):
+        with np.load(tmp_path / f"masks.previous-{k}.npz") as masks:
+            assert masks["fgsm"].mean() == found["attacks"]["fgsm"]["accuracy"]
+
+
+@pytest.mark.parametrize("file", ["evaluation.json", "masks.npz"])
+def test_a_damaged_evaluation_is_known_before_the_attacks(
+    file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(replace(SMALL, out=tmp_path, epochs=1, standard=True))
+    evaluate_run(Evaluate(run=tmp_path, attacks=("fgsm",), limit=20))
+    content = (tmp_path / file).read_bytes()
+    (tmp_path / file).write_bytes(content[: len(content) // 2])
+    monkeypatch.setattr("rnas.evaluation.evaluate", lambda *args: pytest.fail("the attacks have begun"))
+    with pytest.raises(RnasError, match=file.replace(".", r"\.")):
+        evaluate_run(Evaluate(run=tmp_path, attacks=("fgsm",), limit=20))
+
+
+def test_narrow_strided_convolutions_do_not_overrun_their_memory(tmp_path: Path) -> None:
+    """oneDNN's weight gradient of a strided 1x1 convolution of fewer than 16 channels, in channels_last, writes beyond
+    its memory from 48 pixels on: a process of its own, for the whole of it may die."""
+    out = tmp_path / "run"
+    arguments = (
+        f"train RNAS-H --data digits --image-size 64 --limit-per-class 1 --cells 3 --channels 6 --epochs 1 "
+        f"--attack-steps 1 --batch-size 5 --out {out}"
+    )
+    done = subprocess.run([sys.executable, "-m", "rnas", *arguments.split()], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (out / "model.json").exists()
+    net = nn.Sequential(nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 4, 1, stride=2))
+    assert arranged_for(net, torch.zeros(2, 8, 64, 64)).is_contiguous()
+    wide = nn.Sequential(nn.Conv2d(16, 16, 3, groups=16), nn.Conv2d(16, 4, 1, stride=2))
+    assert not arranged_for(wide, torch.zeros(2, 16, 64, 64)).is_contiguous()
 
 
 def test_a_limit_keeps_every_class(tmp_path: Path) -> None:
@@ -151,6 +195,17 @@ def test_a_limit_keeps_every_class(tmp_path: Path) -> None:
     evaluate_run(Evaluate(run=tmp_path, attacks=("fgsm",), limit=20))
     with np.load(tmp_path / "masks.npz") as masks:
         assert sorted(set(masks["labels"])) == list(range(10))
+
+
+def test_other_images_than_those_of_the_search_are_told(tmp_path: Path) -> None:
+    """--data is digits unless it is given: of a search on own images that would be a trap."""
+    genotype = {"normal": CELL, "normal_concat": [2], "reduce": CELL, "reduce_concat": [2]}
+    (tmp_path / "genotype.json").write_text(json.dumps(genotype))
+    for searched, told in (("/data/pets", True), ("digits", False)):
+        (tmp_path / "settings.json").write_text(json.dumps({"source": {"data": searched}}))
+        screen = io.StringIO()
+        train(replace(SMALL, arch=str(tmp_path), out=tmp_path / str(told), epochs=1, standard=True), Console(screen))
+        assert ("was searched on /data/pets, and is now trained on digits" in screen.getvalue()) is told
 
 
 def test_a_changed_genotype_is_another_run(tmp_path: Path) -> None:

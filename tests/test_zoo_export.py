@@ -112,3 +112,7 @@ def test_bad_requests_are_explained(tmp_path: Path) -> None:
     with pytest.raises(RnasError, match="is a folder"):
         export(trained("SqueezeNet"), META, "onnx", tmp_path, 32)
     assert not list(tmp_path.iterdir())
+    (tmp_path / "model.json").write_text("{}")
+    with pytest.raises(RnasError, match=r"model\.json would be overwritten"):
+        export(trained("SqueezeNet"), META, "onnx", tmp_path / "model.json", 32)
+    assert (tmp_path / "model.json").read_text() == "{}"

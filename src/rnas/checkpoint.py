@@ -35,6 +35,8 @@ def load(folder: Path) -> dict[str, Any] | None:
             if (damaged := archive.testzip()) is not None:
                 raise ValueError(damaged)
         state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as e:
+        raise RnasError(f"cannot read {path}: {e.strerror or e}") from e
     except Exception as e:  # zipfile, zlib and torch raise many types on damaged files
         raise RnasError(f"{path} is damaged ({type(e).__name__}): delete it, and --resume starts from epoch 1") from e
     if not isinstance(state, dict):

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import re
 import signal
 import sys
 import threading
 from collections.abc import Sequence
+from dataclasses import fields, is_dataclass, replace
 from itertools import groupby
+from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
@@ -86,6 +89,8 @@ def _check_text(arguments: Sequence[str]) -> None:
     for argument in arguments:
         if not is_text(argument):
             raise RnasError(f"{argument!a} is not UTF-8: rename the file or folder")
+        if re.fullmatch(r"(--[\w-]+=)?", argument):  # an unset variable of the shell; as a path, the current folder
+            raise RnasError(f"'{argument}' says nothing: expected a value")
 
 
 class _Terminated(KeyboardInterrupt):
@@ -101,17 +106,29 @@ def parse(arguments: Sequence[str]) -> Any:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(
+            command = tyro.cli(
                 Command,
                 prog="rnas",
                 description=rnas.__doc__,
                 args=arguments,
                 config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.HelptextFromCommentsOff),
             )
+            return _at_home(command)
     except SystemExit as e:
         if e.code:
             raise RnasError(_sentence(said.getvalue())) from e
         raise
+
+
+def _at_home(value: Any) -> Any:
+    """`value` with `~` as the home folder in every path of it: shells leave it alone in --out=~/runs."""
+    if isinstance(value, Path):
+        return Path(os.path.expanduser(value))  # unlike Path.expanduser, leaves what it does not know
+    if isinstance(value, tuple):
+        return tuple(map(_at_home, value))
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{f.name: _at_home(getattr(value, f.name)) for f in fields(value) if f.init})
+    return value
 
 
 def _sentence(box: str) -> str:

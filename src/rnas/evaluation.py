@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import os
 import shutil
@@ -15,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rnas import data as images
 from rnas.attacks import PGD, Progress, run_attacks
 from rnas.attacks.evaluation import attack_named
 from rnas.attacks.norms import Norm
@@ -30,7 +30,7 @@ from rnas.nets.saved import META, find_model, load_model
 from rnas.precision import full_precision
 from rnas.runs import SETTINGS, check_evaluation, read_masks, training_of, write_arrays
 from rnas.settings import Evaluate
-from rnas.steps import choose_device, load_data
+from rnas.steps import choose_device, load_data, load_test_data
 
 EVALUATION, MASKS, EXAMPLES, PARTIAL = "evaluation.json", "masks.npz", "examples.npz", "evaluation.partial"
 PICTURED = 8  # images kept with their adversarial versions, to be looked at
@@ -55,7 +55,7 @@ def _figure(mask: Mask) -> dict[str, Any]:
 def _sha256(*tensors: Tensor) -> str:
     content = hashlib.sha256()
     for tensor in tensors:
-        content.update(tensor.cpu().contiguous().flatten().numpy().data)  # without another copy of all images
+        content.update(tensor.detach().cpu().contiguous().flatten().numpy().data)  # without another copy of all images
     return content.hexdigest()
 
 
@@ -121,8 +121,9 @@ def evaluate_run(settings: Evaluate, console: Console | None = None) -> Result:
     device = choose_device(settings.device)
     model, meta = load_model(folder)
     name, test = _test_images(settings, folder, meta)
-    eps = settings.eps or (0.5 if settings.norm == "l2" else 16 / 255 if name == "digits" else 8 / 255)
+    eps = _radius(settings, name)
     x, y = test.images.float().div_(255), test.labels
+    earlier = _earlier(folder)  # what is wrong with it is better known before the attacks
     state = _partial_state(settings, folder, eps, name, meta["weights"])
     model.to(device)
     with console.stages() as move:
@@ -133,8 +134,13 @@ def evaluate_run(settings: Evaluate, console: Console | None = None) -> Result:
         result = evaluate(
             model, x, y, settings.attacks, eps, settings.norm, settings.seed, settings.batch_size, state, progress
         )
-    summary = {**result.summary, "dataset": name, "model": str(meta["arch"]), "weights": meta["weights"]}
-    summary, masks = _with_earlier(folder, summary, result.masks)
+    summary = {**result.summary, **_chosen(settings), "dataset": name, "model": str(meta["arch"])}
+    summary["weights"] = meta["weights"]
+    masks = result.masks
+    if earlier is not None and _of_one_kind(earlier[0], summary):
+        summary, masks = _joined(summary, masks, *earlier)
+    else:
+        _put_aside(folder, console)
     write_arrays(folder / MASKS, {**masks, "labels": y.numpy()})
     spread = torch.linspace(0, len(y) - 1, min(PICTURED, len(y))).long()  # test sets are often sorted by class
     _save_examples(folder, model, x[spread].to(device), y[spread].to(device), eps, settings)
@@ -145,26 +151,57 @@ def evaluate_run(settings: Evaluate, console: Console | None = None) -> Result:
     return Result(summary, masks)
 
 
-def _with_earlier(
-    folder: Path, summary: dict[str, Any], masks: dict[str, Mask]
-) -> tuple[dict[str, Any], dict[str, Mask]]:
-    """The result joined with what an earlier evaluation of the same kind found by other attacks.
+def holds(settings: Evaluate) -> bool:
+    """Whether the folder holds what an evaluation with `settings` would find, and maybe more attacks."""
+    folder = find_model(settings.run)
+    if folder is None or not (folder / EVALUATION).exists() or not (folder / MASKS).exists():
+        return False
+    found, meta = read_json(folder / EVALUATION), read_json(folder / META)
+    if not isinstance(found, dict) or not isinstance(found.get("attacks"), dict) or not isinstance(meta, dict):
+        return False  # not as rnas writes it
+    wanted = {
+        **_chosen(settings),
+        "eps": _radius(settings, str(found.get("dataset"))),
+        "norm": settings.norm,
+        "seed": settings.seed,
+        "weights": meta.get("weights"),
+    }
+    return all(found.get(k) == v for k, v in wanted.items()) and set(settings.attacks) <= set(found["attacks"])
 
-    An earlier evaluation of another kind (ε, images, weights) is put aside as evaluation.previous.json.
-    """
+
+def _chosen(settings: Evaluate) -> dict[str, Any]:
+    """Which images were asked for, as evaluation.json says it."""
+    return {"limit": settings.limit, "data": settings.data}
+
+
+def _radius(settings: Evaluate, dataset: str) -> float:
+    return settings.eps or (0.5 if settings.norm == "l2" else 16 / 255 if dataset == "digits" else 8 / 255)
+
+
+def _earlier(folder: Path) -> tuple[dict[str, Any], dict[str, Mask]] | None:
+    """The evaluation and the masks in `folder`, or None if there are none. RnasError if they are damaged."""
     if not (folder / EVALUATION).exists() or not (folder / MASKS).exists():
-        return summary, masks
-    earlier = read_json(folder / EVALUATION)
-    same = ("eps", "norm", "n", "seed", "images_sha256", "weights")
-    if not isinstance(earlier, dict) or any(earlier.get(key) != summary[key] for key in same):
-        os.replace(folder / EVALUATION, folder / "evaluation.previous.json")
-        os.replace(folder / MASKS, folder / "masks.previous.npz")
-        return summary, masks
-    check_evaluation(earlier, folder / EVALUATION)
-    found, _ = read_masks(folder / MASKS)
+        return None
+    summary = read_json(folder / EVALUATION)
+    if not isinstance(summary, dict):
+        raise RnasError(f"{folder / EVALUATION} is damaged: expected a JSON object")
+    check_evaluation(summary, folder / EVALUATION)
+    masks, _ = read_masks(folder / MASKS)
+    if any(len(mask) != summary.get("n") for mask in masks.values()):
+        raise RnasError(f"{folder / MASKS} is damaged: expected a verdict on each of {summary.get('n')} images")
+    return summary, masks
+
+
+def _of_one_kind(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two evaluations are of the same weights on the same images under the same threat."""
+    return all(one.get(key) == other[key] for key in ("eps", "norm", "n", "seed", "images_sha256", "weights"))
+
+
+def _joined(
+    summary: dict[str, Any], masks: dict[str, Mask], earlier: dict[str, Any], found: dict[str, Mask]
+) -> tuple[dict[str, Any], dict[str, Mask]]:
+    """A result with what an earlier evaluation of the same kind found by other attacks."""
     kept = {name: found[name] for name in earlier["attacks"] if name not in masks and name in found}
-    if any(len(mask) != summary["n"] for mask in kept.values()):
-        raise RnasError(f"{folder / MASKS} is damaged: expected a verdict on each of {summary['n']} images")
     masks = {**masks, **kept}
     return {
         **summary,
@@ -172,6 +209,21 @@ def _with_earlier(
         "union": _figure(np.logical_and.reduce(list(masks.values()))),
         "warnings": list(dict.fromkeys([*earlier.get("warnings", []), *summary["warnings"]])),
     }, masks
+
+
+def _put_aside(folder: Path, console: Console) -> None:
+    """Keep an evaluation of another kind (ε, images, weights) that `folder` holds, under a name that is free."""
+    if not (folder / EVALUATION).exists():
+        return
+    taken = {path.stem.rpartition("-")[2] for path in folder.glob("*.previous-*")}
+    number = next(k for k in itertools.count(1) if str(k) not in taken)
+    for name in (MASKS, EVALUATION):
+        if (folder / name).exists():
+            stem, suffix = name.split(".")
+            os.replace(folder / name, folder / f"{stem}.previous-{number}.{suffix}")
+    console.say(
+        f"{folder.name}: an earlier evaluation, of other settings, is kept as evaluation.previous-{number}.json"
+    )
 
 
 def check_attacks(names: Sequence[str]) -> None:
@@ -203,10 +255,12 @@ def _test_images(settings: Evaluate, folder: Path, meta: dict[str, Any]) -> tupl
         source, seed, _ = training_of(folder)
         data = load_data(source, seed)
     else:
-        size = meta["image_size"][0]
-        data = images.load(settings.data, image_size=None if settings.data.endswith(".npz") else size)
+        data = load_test_data(settings.data, folder, meta)
     if list(data.classes) != meta["classes"]:
-        raise RnasError(f"{data.name} has other classes than the network in {folder}: {_some(data.classes)}")
+        raise RnasError(
+            f"{data.name} has other classes than the network in {folder}: {_some(data.classes)} "
+            f"where it has {_some(meta['classes'])}"
+        )
     if list(data.image_size) != meta["image_size"]:
         raise RnasError(
             f"{data.name} has images of {data.image_size}: the network in {folder} takes {meta['image_size']}"

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from rnas.errors import RnasError, unknown
 from rnas.files import replacing
 
+OURS = {".html", ".json", ".jsonl", ".npz", ".safetensors"}
+"""What files of a run end in: none of them is what an exported network replaces."""
 TOLERANCE = 1e-4
 """Largest difference allowed between a logit of the file and of the network."""
 
@@ -36,6 +38,8 @@ def export(
         raise unknown("format", fmt, FORMATS)
     if out.is_dir():
         raise RnasError(f"{out} is a folder: expected the name of the file to write")
+    if out.exists() and out.suffix in OURS:
+        raise RnasError(f"{out} would be overwritten: expected the name of a new file, such as model.onnx")
     write, load = FORMATS[fmt]
     network = copy.deepcopy(model).cpu().eval()
     size = (image_size, image_size) if isinstance(image_size, int) else image_size

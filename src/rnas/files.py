@@ -39,6 +39,9 @@ def replacing(path: Path) -> Iterator[Path]:
         with open(temporary, "rb") as f:
             os.fsync(f.fileno())
         os.replace(temporary, path)
+    except OSError as e:
+        e.filename = e.filename or str(path)  # a full disk names no file
+        raise
     finally:
         with contextlib.suppress(OSError):  # gone already, or its folder was never there
             temporary.unlink()

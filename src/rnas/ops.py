@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
+from rnas.errors import RnasError
+
 
 class Zero(nn.Module):
     """`none`: zeros of the right shape."""
@@ -42,6 +44,8 @@ class Normalize(nn.Module):
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]):
         super().__init__()
+        if not len(mean) == len(std) == 3 or min(std) <= 0:
+            raise RnasError(f"mean is {mean} and std {std}: expected three numbers each, for std above 0")
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
 

@@ -87,10 +87,17 @@ def check_free(folder: Path, wanted: dict[str, Any], resume: bool) -> None:
             raise RnasError(
                 f"{folder} holds a run on other images than {wanted['source']['data']} has now: choose another --out"
             )
-        changes = "; ".join(f"{k} was {json.dumps(found.get(k))}, now {json.dumps(wanted[k])}" for k in differing)
+        changes = "; ".join(_change(k, found.get(k), wanted[k]) for k in differing)
         raise RnasError(f"{folder} holds another run ({changes}): choose another --out, or the settings it began with")
     if not resume:
         raise RnasError(f"{folder} holds this run already: --resume goes on with it, another --out starts anew")
+
+
+def _change(name: str, was: Any, now: Any) -> str:
+    """What tells two settings called `name` apart."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        return "; ".join(_change(f"{name}.{k}", was.get(k), now[k]) for k in now if was.get(k) != now[k])
+    return f"{name} was {json.dumps(was)}, now {json.dumps(now)}"
 
 
 def _check_writable(folder: Path) -> None:
@@ -128,8 +135,9 @@ def training_of(folder: Path) -> Trained:
         source = {**settings["source"], "limit_per_class": None}
         root = source.get("data_root")
         source["data_root"] = Path(root) if root else None
-        if not isinstance(source["data"], str):
-            raise TypeError(f"data is {source['data']!r}")
+        for key, kinds in (("data", str), ("image_size", int | None), ("test_fraction", float | None)):
+            if not isinstance(source.get(key), kinds):
+                raise TypeError(f"{key} is {source.get(key)!r}")
         return Trained(Source(**source), int(settings["seed"]), bool(settings["standard"]))
     except (KeyError, TypeError, ValueError) as e:
         raise RnasError(f"{path} does not say which images the network was trained on, and how ({e})") from e
@@ -158,7 +166,8 @@ def check_evaluation(evaluation: Record, path: Path) -> None:
         where = f"{path}, {name}"
         if not isinstance(entry, dict):
             raise RnasError(f"{where} is {entry!r}: expected an object with an accuracy")
-        number(entry, "seconds", where=where)
+        if number(entry, "seconds", where=where) is None and entry.get("seconds") is not None:
+            raise RnasError(f"{where}: seconds is {entry['seconds']}: expected a finite number")
         interval = entry.get("interval", [])
         if not isinstance(interval, list) or len(interval) not in (0, 2):
             raise RnasError(f"{where}: interval is {interval!r}: expected two numbers")
@@ -167,7 +176,9 @@ def check_evaluation(evaluation: Record, path: Path) -> None:
             if type(share) not in (int, float) or not -1e-9 <= share <= 1 + 1e-9:
                 raise RnasError(f"{where}: {share!r} is no accuracy: expected a number from 0 to 1")
     for key in ("n", "eps"):
-        number(evaluation, key, where=str(path))
+        value = number(evaluation, key, where=str(path))
+        if evaluation.get(key) is not None and (value is None or not 0 <= value < 1e15):
+            raise RnasError(f"{path}: {key} is {evaluation[key]}: expected a number that is possible")
     if not isinstance(evaluation.get("warnings", []), list):
         raise RnasError(f"{path} is damaged: expected a list of warnings")
 

@@ -25,8 +25,8 @@ from rnas.nets import zoo
 from rnas.nets.derived import DerivedNetwork
 from rnas.nets.saved import save_model
 from rnas.precision import Precision, full_precision
-from rnas.runs import Run
-from rnas.settings import Train
+from rnas.runs import SETTINGS, Run
+from rnas.settings import Train, identity
 from rnas.steps import (
     Running,
     check_finite,
@@ -50,7 +50,7 @@ def train(settings: Train, console: Console | None = None) -> nn.Module:
 
     RnasError for bad input, before anything is written, and for a loss that is no longer finite.
     """
-    data = load_data(settings.source, settings.seed, console)
+    data = load_data(settings.source, settings.seed, console, settings.out)
     name, genotype = find_architecture(settings.arch)
     mean, std = data.statistics()
     options: dict[str, Any] = {
@@ -61,6 +61,9 @@ def train(settings: Train, console: Console | None = None) -> nn.Module:
         "mean": mean,
         "std": std,
     }
+    searched, trained = _searched_on(Path(settings.arch)), identity(settings)["source"]["data"]
+    if console is not None and searched not in (None, trained):
+        console.say(f"note: {settings.arch} was searched on {searched}, and is now trained on {trained}")
     reseed(settings.seed, _WEIGHTS)
     if genotype is None:
         net = zoo.build(name, len(data.classes), **options)
@@ -95,6 +98,14 @@ def find_architecture(arch: str) -> tuple[str, Architecture | None]:
     if path.suffix == ".json":
         raise RnasError(f"cannot read {arch}: there is no such file")
     return paper.find(arch).name, None
+
+
+def _searched_on(folder: Path) -> str | None:
+    """The images that the search in `folder` was on, if it is one and says so."""
+    path = folder / SETTINGS
+    settings = read_json(path) if path.is_file() else None
+    source = settings.get("source") if isinstance(settings, dict) else None
+    return source.get("data") if isinstance(source, dict) else None
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ def check_threat(eps: float, norm: str) -> None:
     """RnasError unless (`eps`, `norm`) is a threat model."""
     if norm not in NORMS:
         raise unknown("norm", norm, NORMS)
+    if isinstance(eps, bool) or not isinstance(eps, Real):
+        raise RnasError(f"eps is {eps!r}: expected a number, such as {'8/255' if norm == 'linf' else '0.5'}")
     if not (math.isfinite(eps) and eps > 0):
         raise RnasError(f"eps is {eps:g}: expected a radius above 0, such as {'8/255' if norm == 'linf' else '0.5'}")
     if norm == "linf" and eps > 1:
@@ -35,7 +38,7 @@ def check_images(x: Tensor, y: Tensor) -> None:
         raise RnasError(f"images are {_described(x)}: expected float32 or float64 (B,C,H,W) with at least one image")
     if y.shape != x.shape[:1] or y.dtype != torch.int64:
         raise RnasError(f"labels are {_described(y)}: expected int64 ({len(x)},), one for each image")
-    low, high = (float(v) for v in torch.aminmax(x))
+    low, high = (float(v) for v in torch.aminmax(x.detach()))
     if not (low >= 0 and high <= 1):  # also catches NaN
         raise RnasError(f"images lie in [{low:g}, {high:g}]: expected [0,1]; normalise inside the model, not before it")
 

@@ -107,12 +107,17 @@ def run_attacks(
     check_threat(eps, norm)
     if isinstance(names, str):
         raise RnasError(f"attacks is '{names}': expected a list of names, such as ['{names}']")
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise RnasError(f"attacks is {names!r}: expected a list of names, such as ['pgd20', 'aa']")
     for name in names:
         if name != "aa":
             attack_named(name, eps, norm)
-    if batch_size < 1:
-        raise RnasError(f"batch size is {batch_size}: expected 1 or more")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise RnasError(f"batch size is {batch_size}: expected 1 or more images")
+    if not callable(model):
+        raise RnasError(f"the model is a {type(model).__name__}: expected a callable, such as rnas.load of a folder")
     check_images(x, y)
+    x = x.detach()
     with torch.inference_mode(False), full_precision(), unfolded(model) as plain, frozen(model) as net:
         run = _Run(plain, net, x, y, eps, norm, seed, batch_size, _device(model, x))
         clean, classes = run.clean()

@@ -169,10 +169,15 @@ class DerivedNetwork(nn.Module):
         return logits, self.auxiliary(outputs[2 * len(outputs) // 3])
 
 
+def check_count(what: str, value: int, least: int) -> None:
+    """RnasError unless `value`, called `what`, is a whole number of `least` or more."""
+    if not isinstance(value, int) or value < least:
+        raise RnasError(f"{what} is {value!r}: expected {least} or more")
+
+
 def _check(genotype: Architecture, classes: int, cells: int, channels: int, stem_stride: int) -> None:
     for what, value, least in (("classes", classes, 2), ("cells", cells, 1), ("channels", channels, 1)):
-        if value < least:
-            raise RnasError(f"{what} is {value}: expected {least} or more")
+        check_count(what, value, least)
     if genotype.depth not in (None, cells):
         raise RnasError(f"cells is {cells}, but this architecture has {genotype.depth} cells, each its own")
     if stem_stride not in (1, 2):

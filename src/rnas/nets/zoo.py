@@ -13,7 +13,7 @@ from rnas.errors import RnasError
 from rnas.genotype import Architecture
 from rnas.nets import handmade
 from rnas.nets.count import macs, parameters
-from rnas.nets.derived import DerivedNetwork, ImageSize, check_image_size
+from rnas.nets.derived import DerivedNetwork, ImageSize, check_count, check_image_size
 from rnas.nets.handmade import Statistics
 
 MEAN = (0.5, 0.5, 0.5)
@@ -57,8 +57,7 @@ def build(
     if published.name in HAND_MADE:
         builder, least = HAND_MADE[published.name]
         check_image_size(image_size, least, 1, published.name)
-        if classes < 2:
-            raise RnasError(f"classes is {classes}: expected 2 or more")
+        check_count("classes", classes, 2)
         return builder(classes, mean, std)
     if published.source is None:
         raise RnasError(

@@ -55,6 +55,8 @@ def find(name: str) -> Published:
 
     RnasError, with the nearest names, if there is none.
     """
+    if not isinstance(name, str):
+        raise RnasError(f"the name of the architecture is {name!r}: expected one such as RNAS-L")
     for published in architectures().values():
         if _plain(name) in map(_plain, (published.name, *published.aliases)):
             return published

@@ -8,16 +8,12 @@ from pathlib import Path
 from rnas.console import Console
 from rnas.distortion import DISTORTION, distortion
 from rnas.errors import RnasError, out_of_memory
-from rnas.evaluation import EVALUATION, evaluate_run
-from rnas.files import read_json, write_json
+from rnas.evaluation import evaluate_run, holds
 from rnas.nets.saved import META
 from rnas.reproduce.plan import Plan, Step
 from rnas.search import GENOTYPE, search
-from rnas.settings import Distortion, Evaluate, Search, Train, identity
+from rnas.settings import Distortion, Evaluate, Search, Train
 from rnas.train import train
-
-EVALUATED = "evaluated.json"
-"""With what settings a network was evaluated; written after evaluation.json."""
 
 
 def finished(step: Step) -> bool:
@@ -27,20 +23,10 @@ def finished(step: Step) -> bool:
             return (step.out / GENOTYPE).exists()
         case Train():
             return (step.out / META).exists()
-        case Evaluate(run=run):
-            if not (run / EVALUATION).exists() or not (run / EVALUATED).exists():
-                return False
-            done, wanted = read_json(run / EVALUATED), _evaluated(step)
-            if not isinstance(done, dict) or not isinstance(done.get("attacks"), list):
-                return False  # not as rnas writes it
-            same = all(done.get(key) == value for key, value in wanted.items() if key != "attacks")
-            return same and set(step.attacks) <= set(done["attacks"])
+        case Evaluate():
+            return holds(step)
         case Distortion():
             return (step.out / DISTORTION).exists()
-
-
-def _evaluated(step: Evaluate) -> dict[str, object]:
-    return {k: v for k, v in identity(step).items() if k not in ("run", "batch_size")}
 
 
 def perform(step: Step, console: Console) -> None:
@@ -52,7 +38,6 @@ def perform(step: Step, console: Console) -> None:
             train(step, console)
         case Evaluate():
             evaluate_run(step, console)
-            write_json(step.run / EVALUATED, _evaluated(step))
         case Distortion():
             distortion(step, console)
 
