@@ -292,3 +292,12 @@ def test_report_starts_without_torch() -> None:
 def test_headline_names_the_same_architecture(demo: Path, page: str) -> None:
     assert GENOTYPE.to_json() == json.loads((demo / "search" / "genotype.json").read_text())
     assert "The same architecture, trained on clean images" in Document(page).text
+
+
+def test_the_page_does_not_replace_what_it_is_about(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    settings = next(iter(sorted(run.rglob("settings.json"))))
+    before = settings.read_bytes()
+    with pytest.raises(RnasError, match=r"settings\.json would be overwritten"):
+        write_report([run], settings)
+    assert settings.read_bytes() == before

@@ -187,7 +187,7 @@ def check_finite(loss: Tensor, what: str, epoch: int, step: int) -> None:
         last = f"the checkpoint of epoch {epoch - 1} is good" if epoch > 1 else "there is no checkpoint yet"
         raise RnasError(
             f"{what} loss became {float(loss)} in epoch {epoch}, step {step}; {last}. "
-            f"A smaller learning rate usually helps (--lr)"
+            f"A smaller learning rate usually helps (--lr, with another --out)"
         )
 
 

@@ -6,6 +6,7 @@ This file imports nothing of rnas, because worker processes that run it should s
 from __future__ import annotations
 
 import json
+import os
 import stat
 import struct
 import sys
@@ -105,4 +106,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except BrokenPipeError:
+        os._exit(1)  # nobody listens any more; to close standard output would fail again

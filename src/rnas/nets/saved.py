@@ -17,6 +17,8 @@ from rnas.genotype import architecture_from_json
 from rnas.nets import zoo
 
 WEIGHTS, META = "model.safetensors", "model.json"
+MOST = {"cells": 1000, "channels": 10_000, "stem_stride": 2}
+"""What a damaged model.json could ask for beyond would take the machine's memory first."""
 
 
 def save_model(folder: Path, model: nn.Module, meta: dict[str, Any]) -> None:
@@ -76,8 +78,8 @@ def build_from_meta(meta: Any, where: str = META, device: str = "cpu") -> nn.Mod
             raise RnasError(f"{where}: '{key}' is {_short(meta.get(key))}: expected {what}")
     options = {key: meta[key] for key in ("cells", "channels", "stem_stride") if meta.get(key) is not None}
     for key, value in options.items():
-        if type(value) is not int:
-            raise RnasError(f"{where}: '{key}' is {_short(value)}: expected an integer")
+        if type(value) is not int or value > MOST[key]:
+            raise RnasError(f"{where}: '{key}' is {_short(value)}: expected an integer, {MOST[key]} at most")
     options |= {key: tuple(meta[key]) for key in ("image_size", "mean", "std")}
     options["auxiliary"] = meta.get("auxiliary", False) is True
     try:
@@ -138,7 +140,7 @@ def _are_three_positive_numbers(value: Any) -> bool:
 
 
 def _are_two_integers(value: Any) -> bool:
-    return _is_list(value) and len(value) == 2 and all(type(v) is int for v in value)
+    return _is_list(value) and len(value) == 2 and all(type(v) is int and v <= 10_000 for v in value)
 
 
 def _is_list(value: Any) -> TypeGuard[list[Any]]:

@@ -46,6 +46,8 @@ def write_report(runs: Sequence[Path], out: Path, title: str | None = None) -> N
     parts = read_parts(runs)
     if out.is_dir():
         raise RnasError(f"{out} is a folder: --out names the page's file")
+    if out.exists() and out.suffix.lower() not in (".html", ".htm"):
+        raise RnasError(f"{out} would be overwritten: expected the name of a new file, such as report.html")
     write_text(out, page(parts, title or ", ".join(folder.resolve().name for folder in runs)))
 
 

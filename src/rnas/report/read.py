@@ -102,7 +102,7 @@ def read_parts(folders: Sequence[Path]) -> list[Part]:
     several = len(folders) > 1
     for folder in folders:
         if not folder.is_dir():
-            raise RnasError(f"{folder} is no folder: report reads the folders that rnas run, search or train made")
+            raise RnasError(f"{folder} is no folder: expected one that rnas run, search or train made")
         here = _kind(folder)
         if here:
             found.append((_name(folder), folder, here))
