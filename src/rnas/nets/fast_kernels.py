@@ -207,7 +207,6 @@ def arranged_for(net: nn.Module, x: Tensor) -> Tensor:
 
 
 def _overruns(conv: nn.Conv2d) -> bool:
-    """Whether oneDNN may write beyond its memory for the weights' gradient of `conv` in channels_last.
-
-    It does for a strided 1x1 convolution of 3 to 12 channels from 48 pixels a side on (torch 2.13, AVX-512)."""
+    """Whether oneDNN may write beyond its memory for the weights' gradient of `conv` in channels_last: it does for a
+    strided 1x1 convolution of fewer channels than a vector register takes, 16 with AVX-512 (its issue 6035)."""
     return conv.kernel_size == (1, 1) and conv.stride != (1, 1) and conv.in_channels // conv.groups < 16
