@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -229,3 +230,74 @@ def test_a_module_may_bring_its_own_frozen_form() -> None:
     net.frozen_view = lambda: torch.sin
     with frozen(net) as fast:
         assert fast is torch.sin
+
+
+class _Rounded(torch.autograd.Function):
+    """A defence by quantised images, with a straight-through gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return (x * 15).round() / 15
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
+
+
+class StraightThrough(nn.Module):
+    def __init__(self, how: str):
+        super().__init__()
+        self.how = how
+        self.net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "function":
+            return self.net(_Rounded.apply(x))
+        if self.how == "no_grad":
+            with torch.no_grad():
+                error = (x * 15).round() / 15 - x
+            return self.net(x + error)
+        with torch.set_grad_enabled(False):
+            gate = self.net[0](x).mean((1, 2, 3), keepdim=True).tanh()
+        return self.net(x * (1 + gate))
+
+
+@pytest.mark.parametrize("how", ["function", "no_grad", "gate"])
+def test_the_gradient_that_a_model_gives_is_the_one_that_attacks_it(how: str) -> None:
+    """A trace forgets the backward of a foreign function and where gradients are off: the logits alone do not tell."""
+    torch.manual_seed(0)
+    model = StraightThrough(how).eval()
+    x = torch.rand(4, 3, 8, 8)
+
+    def gradient(net: Callable[[Tensor], Tensor]) -> Tensor:
+        leaf = x.clone().requires_grad_()
+        return torch.autograd.grad(net(leaf)[:, 0].sum(), leaf)[0]
+
+    wanted = gradient(model)
+    assert wanted.norm() > 0
+    for _ in range(2):
+        with frozen(model) as net:
+            assert torch.allclose(net(x), model(x), atol=1e-5)
+            assert (gradient(net) - wanted).norm() < 1e-4 * wanted.norm()
+
+
+def test_what_is_changed_between_two_attacks_counts() -> None:
+    """Also what is nobody's tensor or attribute: a module that is there twice, a forward that replaces another."""
+    torch.manual_seed(0)
+    conv, body = nn.Conv2d(3, 3, 3, padding=1), nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.ReLU())
+    model = nn.Sequential(conv, body, nn.Flatten(), nn.Linear(192, 5)).eval()
+    x = torch.rand(4, 3, 8, 8)
+    old = conv.forward
+
+    def checked() -> Tensor:
+        with frozen(model) as net:
+            logits = net(x)
+        assert torch.allclose(logits, model(x), atol=1e-5)
+        return logits
+
+    first = checked()
+    body.append(conv)
+    second = checked()
+    conv.forward = lambda z: 2 * old(z)  # type: ignore[method-assign]
+    assert not torch.allclose(checked(), second, atol=1e-3)
+    assert not torch.allclose(first, second, atol=1e-3)

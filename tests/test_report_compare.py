@@ -90,13 +90,34 @@ def test_run_folder_stands_for_its_networks(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"dataset": "svhn"}, {"eps": 4 / 255}, {"norm": "l2"}, {"images_sha256": "0" * 64}, {"n": 3}]
+    "change",
+    [
+        {"dataset": "svhn", "images_sha256": None},
+        {"eps": 4 / 255},
+        {"norm": "l2"},
+        {"images_sha256": "0" * 64},
+        {"n": 3},
+    ],
 )
 def test_other_images_are_refused(tmp_path: Path, change: dict[str, object]) -> None:
     masks = {"clean": [1, 1, 0, 1], "fgsm": [1, 0, 0, 0]}
     a, b = evaluated(tmp_path / "a", masks), evaluated(tmp_path / "b", masks, **change)
     with pytest.raises(RnasError, match=next(iter(change))):
         compare([a, b])
+
+
+def test_the_same_images_may_have_another_name(tmp_path: Path) -> None:
+    masks = {"clean": [1, 1, 0, 1], "fgsm": [1, 0, 0, 0]}
+    assert compare([evaluated(tmp_path / "a", masks), evaluated(tmp_path / "b", masks, dataset="moved")])
+
+
+def test_every_pair_is_compared_under_what_both_faced(tmp_path: Path) -> None:
+    masks = {"clean": [1, 1, 0, 1], "fgsm": [1, 0, 0, 0], "aa": [0, 0, 0, 0]}
+    runs = [evaluated(tmp_path / name, masks) for name in "ab"]
+    runs.append(evaluated(tmp_path / "c", {k: v for k, v in masks.items() if k != "aa"}))
+    rows = compare(runs)
+    assert [(r.a, r.b) for r in rows if r.attack == "aa"] == [("a", "b")]
+    assert len([r for r in rows if r.attack == "fgsm"]) == 3
 
 
 def test_too_few_are_refused(tmp_path: Path) -> None:

@@ -169,6 +169,7 @@ def test_bubbles_keep_their_labels_apart() -> None:
             apart = abs(a.y - b.y) > 10 or a.x + text_width(a.text, 12) < b.x or b.x + text_width(b.text, 12) < a.x
             assert apart, f"{a.text} lies on {b.text}"
         dots = [s for s in chart.shapes if isinstance(s, Dot)]
-        largest, smallest = max(points[:, 2]), min(points[:, 2])
-        areas = sorted((dot.r - 3.5) ** 2 for dot in dots)
-        assert areas[-1] / areas[0] == pytest.approx(largest / smallest)
+        shares = sorted(points[:, 2] / max(points[:, 2]))
+        areas = sorted(dot.r**2 for dot in dots)
+        for share, area in zip(shares, areas, strict=True):
+            assert area / areas[-1] == pytest.approx(max(share, (1.5 / 14.5) ** 2))

@@ -92,7 +92,9 @@ def _fingerprint(model: nn.Module) -> tuple[Any, ...]:
     for module in model.modules():
         plain = (item for item in vars(module).items() if is_plain(item[1]))
         tensors = itertools.chain(module._parameters.values(), module._buffers.values())
-        parts.append((id(module), is_hooked(module), *plain, *(id(t) for t in tensors)))
+        children = ((name, id(child)) for name, child in module._modules.items())
+        patched = id(vars(module).get("forward"))
+        parts.append((id(module), is_hooked(module), patched, *children, *plain, *(id(t) for t in tensors)))
     return tuple(parts)
 
 
@@ -180,7 +182,7 @@ class _Fast:
         self.net = fx.GraphModule(model, graph)
         self.convolutions: list[_Convolution] = []
         self.equal: bool | None = None  # to the model; not known before the first batch
-        self._known = all(is_known(type(module)) for module in model.modules())
+        self._known = all(is_known(type(m)) and "forward" not in vars(m) for m in model.modules())
         _share_relus(self.net)
         _reshape_instead_of_view(self.net)
         for node in list(self.net.graph.nodes):
@@ -227,7 +229,7 @@ class _Fast:
             convolution.fold()
 
     def answering_for(self, model: nn.Module) -> Model:
-        """The fast form, or `model` if on the first batch their answers differ by more than rounding."""
+        """The fast form, or `model` if on the first batch their answers or gradients differ by more than rounding."""
 
         def answer(x: Tensor) -> Tensor:
             if self.equal is None:
@@ -241,7 +243,6 @@ class _Fast:
             x = x.contiguous(memory_format=torch.channels_last)
         return self.net(x)  # type: ignore[no-any-return]
 
-    @torch.no_grad()
     def _equals(self, model: nn.Module, x: Tensor) -> bool:
         x = x[:2]
         if torch.is_autocast_enabled(x.device.type):  # its rounding would pass for a difference
@@ -250,12 +251,35 @@ class _Fast:
                 equal = self._equals(model, x)
             self.refresh()
             return equal
-        wanted = model(x)
-        try:
-            got = self(x)
-        except (RuntimeError, TypeError):  # the trace holds for other inputs only
+        with torch.no_grad():
+            wanted = model(x)
+            try:
+                got = self(x)
+            except (RuntimeError, TypeError):  # the trace holds for other inputs only
+                return False
+        if not (isinstance(wanted, Tensor) and torch.allclose(got, wanted, 1e-3, 1e-3 * float(wanted.abs().max()))):
             return False
-        return isinstance(wanted, Tensor) and torch.allclose(got, wanted, 1e-3, 1e-3 * float(wanted.abs().max()))
+        # A trace sees neither the backward of a foreign autograd function nor where gradients are switched off.
+        return self._known or _same_gradient(_input_gradient(self, x), _input_gradient(model, x))
+
+
+def _input_gradient(model: Model, x: Tensor) -> Tensor | None:
+    """The gradient for `x` of a sum of the logits in which each has a weight of its own; None if there is none."""
+    with torch.inference_mode(False), torch.enable_grad():
+        x = x.detach().clone().requires_grad_()
+        try:
+            logits = model(x)
+            weights = torch.arange(logits.numel(), device=x.device).cos().to(logits.dtype).view_as(logits)
+            return torch.autograd.grad((logits * weights).sum(), x, allow_unused=True)[0]
+        except RuntimeError:  # cut off from the images, or with a backward that fails
+            return None
+
+
+def _same_gradient(got: Tensor | None, wanted: Tensor | None) -> bool:
+    """Up to rounding. A ReLU or a pool that flips by it may count as a difference: that costs time and no more."""
+    if got is None or wanted is None:
+        return got is wanted
+    return bool((got - wanted).norm() <= 1e-3 * wanted.norm())
 
 
 def _module(net: fx.GraphModule, node: fx.Node, kind: type[M]) -> M | None:

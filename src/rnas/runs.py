@@ -6,6 +6,7 @@ import json
 import math
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -218,7 +219,7 @@ def environment(device: str, seed: int | None) -> dict[str, Any]:
     """What a run depends on besides its settings: versions, device, commit, seed, command."""
     packages = ("rnas", "torch", "numpy", "scipy", "scikit-learn", "pillow")
     return {
-        "command": " ".join(["rnas", *sys.argv[1:]]),
+        "command": shlex.join(["rnas", *sys.argv[1:]]),
         "python": platform.python_version(),
         "versions": {name: metadata.version(name) for name in packages},
         "platform": platform.platform(),

@@ -255,7 +255,7 @@ class Train:
     drop_path: float = 0.3
     """Drop-path probability of cell networks at the end; it rises from 0."""
     augment: bool = True
-    """Random crop (padding 4 at 32 pixels) and, where it makes sense, horizontal flip."""
+    """Random crop (padding 4 at 32 pixels) and, where it makes sense, horizontal flip: --no-augment leaves them out."""
     seed: int = 0
     device: Device = "auto"
     precision: Precision = "auto"

@@ -271,7 +271,7 @@ def bubble_chart(
 ) -> Drawing:
     """Named bubbles by two figures, as the paper's Fig. 1."""
     largest = max((b.size for b in bubbles), default=1.0) or 1.0
-    radius = {b: 3.5 + 11 * math.sqrt(max(b.size, 0.0) / largest) for b in bubbles}
+    radius = {b: max(1.5, 14.5 * math.sqrt(max(b.size, 0.0) / largest)) for b in bubbles}  # area, down to a dot
     up = _axis((b.y for b in bubbles), False, height - 44.0, 30.0)
     left = 12 + max(text_width(form(t), 11) for t in up.ticks(5))
     across = _axis((b.x for b in bubbles), False, left + 16, width - 20)

@@ -62,8 +62,8 @@ def paired_interval(only_a: int, only_b: int, n: int, z: float = 1.9599639845400
 
 
 def compare(runs: Sequence[Path]) -> list[Comparison]:
-    """Every two of the evaluated networks in `runs`, under every attack that all of them faced, and under the union of
-    these attacks. A folder of `rnas run` may stand for several networks.
+    """Every two of the evaluated networks in `runs`, under every attack that both faced, and under the union of these
+    attacks. A folder of `rnas run` may stand for several networks.
 
     RnasError if fewer than two evaluations are found, or if they are not of the same images under the same threat."""
     networks = [p for p in read_parts(runs) if isinstance(p, NetworkPart) and p.evaluation is not None]
@@ -77,9 +77,9 @@ def compare_networks(networks: Sequence[NetworkPart]) -> list[Comparison]:
         raise RnasError(f"compare needs two or more evaluated networks, found {found}: rnas evaluate makes them")
     for part in networks[1:]:
         _check_same(networks[0], part)
-    attacks = [name for name in networks[0].masks if name != "clean" and all(name in part.masks for part in networks)]
     made = []
     for a, b in combinations(networks, 2):
+        attacks = [name for name in a.masks if name != "clean" and name in b.masks]
         if "clean" in a.masks and "clean" in b.masks:
             made.append(_compare("clean", a, b, a.masks["clean"], b.masks["clean"]))
         made += [_compare(name, a, b, a.masks[name], b.masks[name]) for name in attacks]
@@ -101,7 +101,8 @@ def _check_same(a: NetworkPart, b: NetworkPart) -> None:
             raise RnasError(f"{part.folder} has no masks.npz: rnas evaluate {part.folder} writes one")
     one, other = a.evaluation or {}, b.evaluation or {}
     for key in ("dataset", "n", "norm", "eps", "images_sha256"):
-        if key == "images_sha256" and not (one.get(key) and other.get(key)):
+        known = one.get("images_sha256") and other.get("images_sha256")  # or else by their name
+        if key == ("dataset" if known else "images_sha256"):
             continue
         same = one.get(key) == other.get(key)
         if key == "eps" and isinstance(one.get(key), float) and isinstance(other.get(key), float):

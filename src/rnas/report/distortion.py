@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +62,7 @@ def described(record: Record) -> str:
 def draw_distortion(folders: Sequence[Path], out: Path) -> list[Path]:
     """Draw what `rnas distortion` left in `folders`: `out`/distortion (Fig. 3), `out`/features-LAYER (Fig. 2a, networks
     that have the layer together) and in every folder features (Fig. 2b), each as .svg and .png. Returns the files."""
-    networks = [read_measured(folder) for folder in folders]
+    networks = _told_apart([read_measured(folder) for folder in folders])
     written = save(distortion_figure(networks), out / "distortion")
     for folder, network in zip(folders, networks, strict=True):
         written += save(feature_figure(depths(network), f"Feature maps of {network.name}"), folder / "features")
@@ -73,6 +73,17 @@ def draw_distortion(folders: Sequence[Path], out: Path) -> list[Path]:
     for layer, maps in by_layer.items():
         written += save(feature_figure(maps, f"Feature maps of {layer}"), out / f"features-{layer}")
     return written
+
+
+def _told_apart(networks: Sequence[Measured]) -> list[Measured]:
+    """The networks, with the names of their runs where two are otherwise called the same."""
+    names = [network.name for network in networks]
+    return [
+        replace(network, name=f"{network.name}, {Path(str(network.record['run'])).name}")
+        if names.count(network.name) > 1 and "run" in network.record
+        else network
+        for network in networks
+    ]
 
 
 def save(drawing: Drawing, stem: Path) -> list[Path]:

@@ -131,8 +131,11 @@ class Drawing:
             "data-chart": json.dumps(self.data, separators=(",", ":"), allow_nan=False) if self.data else None,
         }
         start = " ".join(f'{k}="{escape(v)}"' for k, v in attributes.items() if v is not None)
-        css = f"<style>{theme.drawing_css(_roles(self.shapes))}</style>" if standalone else ""
-        body = "".join(map(_svg, self.shapes))
+        css = f"<style>{theme.drawing_css({*_roles(self.shapes), 'surface'})}</style>" if standalone else ""
+        ground = (
+            _svg(Box(0, 0, self.width, self.height, fill="surface")) if standalone else ""
+        )  # where letters turn light
+        body = ground + "".join(map(_svg, self.shapes))
         return (
             f"<svg {start}><title>{escape(self.title)}</title><desc>{escape(self.description)}</desc>{css}{body}</svg>"
         )

@@ -299,11 +299,13 @@ Distorted = tuple[str, str, Record]
 def distortion_drawings(networks: Sequence[Distorted]) -> list[tuple[Drawing, list[Distorted]]]:
     """Distortion by layer (Fig. 3), networks together where they have the same layers; with each drawing its
     networks. What has no distortion at all is not drawn."""
-    groups: dict[tuple[str, ...], list[Distorted]] = {}
+    groups: dict[tuple[tuple[str, ...], str], list[Distorted]] = {}
     for network in networks:
-        groups.setdefault(tuple(map(str, network[2]["layers"])), []).append(network)
+        record = network[2]
+        how = [record.get(key) for key in ("eps", "norm", "attack", "reduction", "features")]
+        groups.setdefault((tuple(map(str, record["layers"])), repr(how)), []).append(network)
     drawings = []
-    for layers, members in groups.items():
+    for (layers, _), members in groups.items():
         rows = [
             (layer, [Mark(float(d["vulnerability"][k]), role) for _, role, d in members])
             for k, layer in enumerate(layers)

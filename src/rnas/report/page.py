@@ -20,6 +20,7 @@ from rnas.report.html import Html, el, join
 from rnas.report.read import NetworkPart, Part, SearchPart, read_parts
 from rnas.report.words import (
     CW_CAVEAT,
+    CW_L2_CAVEAT,
     attack_name,
     count,
     duration,
@@ -125,7 +126,7 @@ def _top(
 ) -> Html:
     main = main_network(evaluated)
     about = []
-    if main and main.evaluation:
+    if main and main.evaluation and tables.same_test(evaluated):
         n = main.evaluation.get("n")
         about = [str(main.evaluation.get("dataset", "")), threat(main.evaluation)]
         about += [f"{count(int(n))} test images"] if n is not None else []
@@ -144,9 +145,16 @@ def _top(
 
 
 def main_network(evaluated: Sequence[NetworkPart]) -> NetworkPart | None:
-    """The network that the headline is about: the most robust one, adversarially trained if there is such."""
-    trained = [p for p in evaluated if training(p) != "standard"] or list(evaluated)
+    """The network that the headline is about: the most robust one, adversarially trained if there is such. Where these
+    were not attacked alike, none is, and it is the first."""
+    trained = _candidates(evaluated)
+    if not tables.comparable(trained):
+        return trained[0]
     return max(trained, key=lambda p: (robust(p) or ("", 0.0))[1], default=None)
+
+
+def _candidates(evaluated: Sequence[NetworkPart]) -> list[NetworkPart]:
+    return [p for p in evaluated if training(p) != "standard"] or list(evaluated)
 
 
 def robust(part: NetworkPart) -> tuple[str, float] | None:
@@ -167,14 +175,18 @@ def _result_sentences(main: NetworkPart | None, evaluated: Sequence[NetworkPart]
     worst = robust(main)
     names = [attack_name(a) for a in tables.attacks_of([main])]
     kind = {"standard": "trained on clean images", None: "evaluated"}.get(training(main), "trained adversarially")
-    network = f"The network {kind}" if len(evaluated) < 3 else f"{main.name}, the most robust of {len(evaluated)},"
+    candidates = _candidates(evaluated)
+    alike = tables.comparable(candidates)
+    network = f"The network {kind}" if len(evaluated) < 3 and alike else main.name
+    if len(evaluated) >= 3 and alike and len(candidates) > 1:
+        network += f", the most robust of {len(candidates)},"
     out = f"{network} classifies {percent(clean)} of the clean images correctly"
     if worst:
         under = "under every attack tried" if worst[0] == "union" else f"under {attack_name(worst[0])}"
         tried = f" ({', '.join(names)})" if worst[0] == "union" else ""
         out += f", and keeps {percent(worst[1])} {under}{tried}"
     sentences = [out + "."]
-    others = [p for p in evaluated if training(p) == "standard" and p is not main and _same_test(p, main)]
+    others = [p for p in evaluated if training(p) == "standard" and p is not main and tables.same_test([p, main])]
     if len(others) == 1 and (kept := robust(others[0])) and (c := tables.entry(others[0], "clean").get("accuracy")):
         same = others[0].genotype == main.genotype and others[0].arch == main.arch
         who = "The same architecture" if same else others[0].name
@@ -184,11 +196,6 @@ def _result_sentences(main: NetworkPart | None, evaluated: Sequence[NetworkPart]
 
 def _epochs(n: int) -> str:
     return "one epoch" if n == 1 else f"{n} epochs"
-
-
-def _same_test(a: NetworkPart, b: NetworkPart) -> bool:
-    keys = ("dataset", "n", "eps", "norm")
-    return all((a.evaluation or {}).get(key) == (b.evaluation or {}).get(key) for key in keys)
 
 
 def _search_sentence(part: SearchPart) -> str | None:
@@ -253,6 +260,12 @@ def _warnings(searches: Sequence[SearchPart], networks: Sequence[NetworkPart]) -
         planned = p.settings.get("epochs")
         if p.epochs and isinstance(planned, int) and len(p.epochs) < planned:
             texts.append(f"{p.name}: the training is not finished; it is at epoch {p.numbers()[-1]} of {planned}.")
+    evaluated = [p for p in networks if p.evaluation is not None]
+    if not tables.same_test(evaluated):
+        texts.append(
+            "The networks were not tested alike: the table says with each on which images and under which threat. "
+            "Figures of different tests cannot be compared, and none is marked as the best."
+        )
     if not texts:
         return None
     items = (el("li", text) for text in texts)
@@ -273,10 +286,12 @@ def _results(evaluated: Sequence[NetworkPart]) -> Section | None:
     ]
     if published or any({"cw", "cw-l2"} & set(tables.attacks_of([p])) for p in evaluated):
         notes.append(CW_CAVEAT)
+    if "cw-l2" in tables.attacks_of(evaluated):
+        notes.append(CW_L2_CAVEAT)
     beside = el("div", el("h3", "How to read this"), *(el("p", note, class_="note") for note in notes))
-    chart = el("div", figures.accuracy_chart(evaluated), class_="card")
-    one_test = all(_same_test(evaluated[0], p) for p in evaluated)
-    trade_off = figures.trade_off_chart(evaluated) if one_test else None
+    together = [p for p in evaluated if tables.same_test([p, evaluated[0]])]
+    chart = el("div", figures.accuracy_chart(together), class_="card")
+    trade_off = figures.trade_off_chart(evaluated) if tables.comparable(evaluated) else None
     if trade_off:
         beside = el("div", el("div", trade_off, class_="card"), beside)
     parts = [tables.results_table(evaluated), el("div", chart, beside, class_="beside")]

@@ -12,7 +12,7 @@ from rnas.report.charts import percent, short
 from rnas.report.compare import Comparison, verdict
 from rnas.report.html import Html, el
 from rnas.report.read import NetworkPart, Part
-from rnas.report.words import PAPER_TABLES, attack_name, count, duration, training
+from rnas.report.words import PAPER_TABLES, attack_name, count, duration, threat, training
 from rnas.runs import Record
 
 NO_VALUE = "–"
@@ -43,6 +43,22 @@ def entry(part: NetworkPart, attack: str) -> Record:
     return found or {}
 
 
+def same_test(networks: Sequence[NetworkPart]) -> bool:
+    """Whether all evaluations are of the same images under the same threat."""
+    return all(_test_of(part) == _test_of(networks[0]) for part in networks)
+
+
+def _test_of(part: NetworkPart) -> tuple[Any, ...]:
+    evaluation = part.evaluation or {}
+    images = evaluation.get("images_sha256") or evaluation.get("dataset")
+    return images, *(evaluation.get(key) for key in ("n", "eps", "norm"))
+
+
+def comparable(networks: Sequence[NetworkPart]) -> bool:
+    """Whether accuracies under all attacks can be ranked: of the same test, by the same attacks."""
+    return same_test(networks) and len({frozenset(attacks_of([part])) for part in networks}) <= 1
+
+
 def paper_table_number(part: NetworkPart) -> int | None:
     """The table of the paper that this evaluation can stand beside: the same data, l∞ and ε = 8/255; None if none."""
     evaluation = part.evaluation or {}
@@ -68,7 +84,9 @@ def results_table(networks: Sequence[NetworkPart]) -> Html:
     """Networks by attacks: accuracy, its interval, the seconds, and the paper's figure where it has one."""
     attacks = attacks_of(networks)
     columns = ["clean", *attacks, *(["union"] if any(entry(p, "union") for p in networks) else [])]
-    best = {c: max((entry(p, c).get("accuracy") or 0.0) for p in networks) for c in columns}
+    alike = same_test(networks)
+    ranked = {c for c in columns if len(networks) > 1 and (comparable(networks) if c == "union" else alike)}
+    best = {c: max((entry(p, c).get("accuracy") or 0.0) for p in networks) for c in ranked}
     rows = []
     for part in networks:
         published = paper_row(part)
@@ -76,14 +94,15 @@ def results_table(networks: Sequence[NetworkPart]) -> Html:
         parameters = part.model.get("parameters")
         known = parameters if isinstance(parameters, int) else None
         cells = [
-            _result(entry(part, c), published.get(c), len(networks) > 1 and entry(part, c).get("accuracy") == best[c])
+            _result(entry(part, c), published.get(c), c in best and entry(part, c).get("accuracy") == best[c])
             for c in columns
         ]
         n = evaluation.get("n")
+        what = _what(part) + ("" if alike else f" · {evaluation.get('dataset', 'images')} · {threat(evaluation)}")
         rows.append(
             el(
                 "tr",
-                el("th", part.name, el("small", _what(part)), scope="row", data_value=part.name),
+                el("th", part.name, el("small", what), scope="row", data_value=part.name),
                 *cells,
                 el("td", NO_VALUE if n is None else count(int(n)), data_value=n or ""),
                 el("td", NO_VALUE if known is None else count(known), data_value=known or ""),

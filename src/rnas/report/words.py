@@ -10,7 +10,7 @@ from rnas.runs import Record
 _ATTACKS = {
     "clean": "Clean",
     "fgsm": "FGSM",
-    "cw": "C&W (l∞)",
+    "cw": "C&W (margin)",
     "cw-l2": "C&W (l2)",
     "aa": "AutoAttack",
     "apgd-ce": "APGD-CE",
@@ -22,9 +22,13 @@ _ATTACKS = {
     "union": "Union",
 }
 CW_CAVEAT = (
-    "C&W (l∞) here is C&W's margin loss, optimised by PGD inside the l∞ ball. The paper's C&W column is not "
-    "comparable: the script behind it ran an unbounded l2 attack (c = 0.5, κ = 0, 100 Adam steps of 0.01) and counted "
-    "successes at any distance."
+    "C&W (margin) here is C&W's margin loss, optimised by PGD inside the ball of radius ε. The paper's C&W column is "
+    "not comparable: the script behind it ran an unbounded l2 attack (c = 0.5, κ = 0, 100 Adam steps of 0.01) and "
+    "counted successes at any distance."
+)
+CW_L2_CAVEAT = (
+    "C&W (l2) looks for the nearest adversarial image at whatever distance: ε does not bound it, and the union counts "
+    "it like the others."
 )
 PAPER_TABLES = {"cifar10": 1, "cifar100": 2, "svhn": 3, "tiny-imagenet": 4}
 

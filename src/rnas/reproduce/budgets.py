@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import MISSING, fields
 from typing import Any
 
-from rnas.settings import Evaluate, Search, SearchSpace, Source, Train
+from rnas.settings import Distortion, Evaluate, Search, SearchSpace, Source, Train
 
 Changes = dict[str, dict[str, Any]]
 
@@ -39,6 +39,7 @@ _CLASSES: dict[str, type] = {
     "search": Search,
     "train": Train,
     "evaluate": Evaluate,
+    "distortion": Distortion,
 }
 _WORDS = {
     ("source", "limit_per_class"): "training images of a class",
@@ -56,6 +57,7 @@ _WORDS = {
     ("train", "batch_size"): "images in a batch",
     ("train", "drop_path"): "drop-path",
     ("evaluate", "limit"): "test images",
+    ("distortion", "attack_steps"): "steps of PGD",
 }
 _PAPER = {"limit_per_class": "all", "image_size": "the data set's own", "limit": "all"}
 _PAPER |= {"warmup": "a quarter", "projection_steps": "half an epoch"}
@@ -67,6 +69,7 @@ def cuts(budget: str, parts: tuple[str, ...]) -> list[str]:
         f"{value} {_WORDS[part, name]} instead of {_PAPER.get(name, _default(_CLASSES[part], name))}"
         for part in parts
         for name, value in BUDGETS[budget].get(part, {}).items()
+        if (part, name) in _WORDS
     ]
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rnas import paper
 from rnas.report.words import CW_CAVEAT, count, eps_name
 from rnas.reproduce.budgets import BUDGETS, cuts
-from rnas.reproduce.plan import Plan
-from rnas.reproduce.results import threats
+from rnas.reproduce.plan import PUBLISHED_BOUNDS, Plan
+from rnas.reproduce.results import bounds_exceeded, threats
 
 WHAT = {
     "table1": "Robustness on CIFAR-10, adversarial (AT) and standard (ST) training",
@@ -52,8 +53,19 @@ def caption(plan: Plan) -> list[str]:
             "The published RNAS-H stands at H = 1e-4, RNAS-L at 1e-5; at every other H a cell was searched. The "
             "paper's text does not list the bounds of its figure: these are our choice."
         )
+    if plan.kind == "table" and plan.number == 5:
+        cells = "; ".join(f"{cell} under H = {bound}" for bound, cell in PUBLISHED_BOUNDS.items())
+        sentences.append(f"The cells were searched: {cells}.")
+    if over := bounds_exceeded(plan):
+        listed = "; ".join(f"H = {h:g}: F = {f:.3g}" for h, f in over)
+        sentences.append(f"Searches that ended over their bound, so that it says little of their cells: {listed}.")
+    if settings.what == "fig5":
+        sentences.append("Bars: 95 % Wilson intervals.")
     if plan.distorts:
-        sentences.append("Networks of seed 0; PGD in eval mode.")
+        sentences.append(
+            "Networks of seed 0; PGD in eval mode. Layers without a mark: no distortion, or feature maps of "
+            "a single pixel, which have none."
+        )
     if found.warnings:
         warned = "; ".join(f"{text} ({n} of {found.networks} networks)" for text, n in found.warnings.items())
         sentences.append(f"The evaluations warn, as each run's evaluation.json says in full: {warned}.")
@@ -73,11 +85,15 @@ def _data(plan: Plan) -> str:
 def _budget(plan: Plan) -> str:
     settings = plan.settings
     searched = any(path.name.startswith("search-") for path in plan.steps)
-    parts = ("source", *(("space", "search") if searched else ()), "train", *(() if plan.distorts else ("evaluate",)))
+    last = "distortion" if plan.distorts else "evaluate"
+    parts = ("source", *(("space", "search") if searched else ()), "train", last)
     cut = cuts(settings.budget, tuple(p for p in parts if p in BUDGETS[settings.budget]))
     if not cut:
         return "Budget paper: the settings of §5.1."
     text = f"Budget {settings.budget}, cut against §5.1: {'; '.join(cut)}."
-    if any("RobNet-free" in path.name for path in plan.steps) and "cells" in BUDGETS[settings.budget].get("train", {}):
-        text += " RobNet-free keeps its 20 cells, each its own; hand-made networks keep their size."
+    if "cells" in BUDGETS[settings.budget].get("train", {}):
+        keeps = ["RobNet-free keeps its 20 cells, each its own"] * any("RobNet-free" in p.name for p in plan.steps)
+        if any(paper.find(row.model).kind == "hand-made" for row in plan.rows if row.runs and settings.what != "fig5"):
+            keeps.append("hand-made networks keep their size")
+        text += f" {'; '.join(keeps)}." if keeps else ""
     return text

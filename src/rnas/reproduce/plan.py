@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rnas import paper
+from rnas.errors import RnasError
 from rnas.reproduce.budgets import BUDGETS
 from rnas.settings import (
     METHODS,
@@ -78,6 +79,8 @@ class Plan:
 def make_plan(settings: Reproduce) -> Plan:
     """The runs that `settings.what` needs."""
     plan = Plan(settings)
+    if settings.only is not None and plan.kind == "fig" and plan.number != 1:
+        raise RnasError(f"{settings.what} has its own networks: leave out --only")
     if plan.kind == "table":
         _plan_table(plan, plan.number)
     elif plan.number == 1:
@@ -94,6 +97,9 @@ def _plan_table(plan: Plan, number: int, trainings: tuple[str, ...] | None = Non
     trainings = trainings or ((AT, ST) if number == 1 else (AT,))
     data = _data(plan, TABLE_DATA[number])
     only = None if plan.settings.only is None else {paper.find(name).name for name in plan.settings.only}
+    members = [paper.find(str(figures["model"])).name for figures in paper.table(number)]
+    if only is not None and not only & set(members):
+        raise RnasError(f"{plan.settings.what} has none of {', '.join(sorted(only))}: it has {', '.join(members)}")
     for figures in paper.table(number):
         model = str(figures["model"])
         published = paper.find(model)

@@ -14,7 +14,8 @@ from rnas import paper
 from rnas.files import read_json
 from rnas.report.read import read_distortion
 from rnas.reproduce.plan import AT, ST, Plan, Row
-from rnas.runs import check_evaluation
+from rnas.runs import check_evaluation, number, read_log
+from rnas.settings import Search
 
 KEYS = ("clean", "fgsm", "pgd20", "pgd100", "cw", "aa")
 
@@ -158,6 +159,18 @@ def threats(plan: Plan) -> Threats:
         tuple(sorted({float(e["eps"]) for e in found})),
         Counter(text.partition(":")[0] for e in found for text in e.get("warnings", [])),
     )
+
+
+def bounds_exceeded(plan: Plan) -> list[tuple[float, float]]:
+    """(H, F) of every search of the plan that ended with F over its bound, the largest H first."""
+    over = set()
+    for folder, step in plan.steps.items():
+        if isinstance(step, Search) and (folder / "genotype.json").exists():
+            epochs = [e for e in read_log(folder) if e.get("event") == "epoch"]
+            h, f = (number(epochs[-1], key, where=str(folder)) if epochs else None for key in ("H", "F"))
+            if h is not None and f is not None and f > h:
+                over.add((h, f))
+    return sorted(over, reverse=True)
 
 
 def _parameters(folder: Path) -> float | None:

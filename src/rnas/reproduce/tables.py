@@ -178,12 +178,13 @@ def to_latex(lines: Sequence[Line], caption: Sequence[str]) -> str:
         parameters = "–" if line.parameters is None else f"{line.parameters:.2f}M"
         ours = [line.model, parameters]
         theirs = ["", "" if line.paper_parameters is None else f"paper {line.paper_parameters:g}M"]
+        open_left = ["", ""]
         for v in line.values.values():
-            spread = f" ± {v.std:.1f}" if v.std is not None else ""
-            note = f"– ({why.index(v.reason) + 1})" if v.reason else ""
-            ours.append(note if v.mean is None else f"{v.mean:.1f}{spread}")
+            figure, _, interval = _measured(v).partition(" [") if v.mean is not None else ("", "", "")
+            ours.append(figure or (f"– ({why.index(v.reason) + 1})" if v.reason else ""))
+            open_left.append(f"[{interval}" if interval else "")
             theirs.append(_beside(v))
-        out += [" & ".join(map(latex, cells)) + r" \\" for cells in (ours, theirs)]
+        out += [" & ".join(map(latex, cells)) + r" \\" for cells in (ours, open_left, theirs)]
     out += [r"\bottomrule", r"\end{tabular}"]
     if why:
         out.append(r"\\[1ex] " + latex(" ".join(f"({i}) {reason}." for i, reason in enumerate(why, 1))))
