@@ -172,4 +172,4 @@ def test_bubbles_keep_their_labels_apart() -> None:
         shares = sorted(points[:, 2] / max(points[:, 2]))
         areas = sorted(dot.r**2 for dot in dots)
         for share, area in zip(shares, areas, strict=True):
-            assert area / areas[-1] == pytest.approx(max(share, (1.5 / 14.5) ** 2))
+            assert area / areas[-1] == pytest.approx(max(share, (3 / 14.5) ** 2))

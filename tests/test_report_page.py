@@ -301,3 +301,39 @@ def test_the_page_does_not_replace_what_it_is_about(tmp_path: Path) -> None:
     with pytest.raises(RnasError, match=r"settings\.json would be overwritten"):
         write_report([run], settings)
     assert settings.read_bytes() == before
+
+
+def changed(network: Path, file: str, **changes: object) -> Path:
+    record = json.loads((network / file).read_text())
+    (network / file).write_text(json.dumps(record | changes))
+    return network
+
+
+@pytest.mark.parametrize("change", [{"eps": 1 / 255}, {"norm": "l2"}, {"n": 100}, {"images_sha256": "0" * 64}, {}])
+def test_networks_that_were_tested_differently_are_not_ranked(change: dict[str, object], tmp_path: Path) -> None:
+    runs = [make_network(tmp_path / name, seed=k) for k, name in enumerate("abc")]
+    for run in runs:
+        changed(run, "evaluation.json", images_sha256="f" * 64)
+    changed(runs[1], "evaluation.json", **change)
+    text = report(*runs)
+    assert ("the most robust of 3" in text) == (not change)
+    assert ('class="best"' in text) == (not change)
+    assert ("The networks were not tested alike" in text) == bool(change)
+    if "eps" in change:
+        assert "l∞, ε = 1/255" in text
+
+
+def test_unions_of_different_attacks_are_not_ranked(tmp_path: Path) -> None:
+    runs = [make_network(tmp_path / name, seed=k) for k, name in enumerate("abc")]
+    attacks = json.loads((runs[0] / "evaluation.json").read_text())["attacks"]
+    attacks.popitem()
+    assert "the most robust of 3" in report(*runs)
+    changed(runs[0], "evaluation.json", attacks=attacks)
+    assert "the most robust" not in report(*runs)
+
+
+def test_distortions_under_different_attacks_do_not_share_an_axis(tmp_path: Path) -> None:
+    runs = [make_network(tmp_path / name, seed=k) for k, name in enumerate("ab")]
+    assert "b (PGD" not in report(*runs)
+    changed(runs[1], "distortion.json", eps=2 / 255, norm="linf", attack="pgd20", reduction="sum")
+    assert "b (PGD-20, l∞, ε = 2/255, sum" in report(*runs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -142,6 +143,33 @@ def test_the_caption_names_every_cut() -> None:
                 assert cut in text
     assert "8 training epochs instead of 600" in cuts("hour", ("train",))
     assert "RobNet-free keeps its 20 cells" in " ".join(caption(plan_of("table1", "smoke")))
+
+
+def test_the_caption_names_what_distortions_cut_and_what_keeps_its_size() -> None:
+    for what in ("fig2", "fig3"):
+        text = " ".join(caption(plan_of(what, "smoke")))
+        assert "5 steps of PGD instead of 20" in text
+        assert "hand-made networks keep their size" in text
+    assert "steps of PGD" not in " ".join(caption(plan_of("fig3", "hour")))
+    assert "RNAS-H under H = 1e-4; RNAS-L under H = 1e-5" in " ".join(caption(plan_of("table5", "smoke")))
+
+
+def test_the_caption_says_which_searches_missed_their_bound(tmp_path: Path) -> None:
+    plan = make_plan(Reproduce("fig5", tmp_path, "smoke", bounds=("1e-2", "1e-3")))
+    for folder, step in plan.steps.items():
+        if isinstance(step, Search):
+            folder.mkdir(parents=True)
+            (folder / "genotype.json").write_text("{}")
+            log = {"event": "epoch", "epoch": 1, "F": 2e-3, "H": float(step.bound)}
+            (folder / "log.jsonl").write_text(json.dumps(log) + "\n")
+    text = " ".join(caption(plan))
+    assert "ended over their bound, so that it says little of their cells: H = 0.001: F = 0.002." in text
+
+
+@pytest.mark.parametrize(("what", "only"), [("fig3", "VGG16"), ("table2", "SqueezeNet")])
+def test_only_names_what_there_is(what: str, only: str) -> None:
+    with pytest.raises(RnasError, match=r"leave out --only|table2 has none of SqueezeNet"):
+        plan_of(what, "smoke", only=(only,))
 
 
 def test_robnet_keeps_its_depth() -> None:

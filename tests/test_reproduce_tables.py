@@ -120,6 +120,7 @@ def test_latex_escapes_and_is_balanced() -> None:
     rows = [row for row in text.splitlines() if row.endswith(r"\\")]
     assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {3}  # four columns
     assert r"a\_b \& 5 \%" in text
+    assert "[45.2, 64.4]" in text  # 55 of 100 (Wilson)
 
 
 class _Page(HTMLParser):

@@ -258,6 +258,10 @@ class Bubble:
     role: str
 
 
+SPOT = 3.0
+"""Radius of the smallest bubble: what is less could not be seen."""
+
+
 def bubble_chart(
     bubbles: Sequence[Bubble],
     *,
@@ -271,7 +275,7 @@ def bubble_chart(
 ) -> Drawing:
     """Named bubbles by two figures, as the paper's Fig. 1."""
     largest = max((b.size for b in bubbles), default=1.0) or 1.0
-    radius = {b: max(1.5, 14.5 * math.sqrt(max(b.size, 0.0) / largest)) for b in bubbles}  # area, down to a dot
+    radius = {b: max(SPOT, 14.5 * math.sqrt(max(b.size, 0.0) / largest)) for b in bubbles}
     up = _axis((b.y for b in bubbles), False, height - 44.0, 30.0)
     left = 12 + max(text_width(form(t), 11) for t in up.ticks(5))
     across = _axis((b.x for b in bubbles), False, left + 16, width - 20)

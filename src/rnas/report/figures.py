@@ -18,7 +18,7 @@ from rnas.report.drawing import Drawing, Text, png, polyline
 from rnas.report.html import Html, el, join
 from rnas.report.read import Examples, NetworkPart, SearchPart
 from rnas.report.tables import attacks_of, entry
-from rnas.report.words import attack_name
+from rnas.report.words import attack_name, threat
 from rnas.runs import Record
 
 DASH = (5.0, 4.0)
@@ -259,7 +259,7 @@ def trade_off_chart(networks: Sequence[NetworkPart]) -> Html | None:
         up_name="↑ accuracy under all attacks",
         form=_percent,
     )
-    return figure(chart, title, "A bubble's area is its network's number of parameters.")
+    return figure(chart, title, "A bubble's area is its network's number of parameters, but never less than a dot.")
 
 
 def training_charts(networks: Sequence[NetworkPart]) -> list[Html]:
@@ -301,9 +301,8 @@ def distortion_drawings(networks: Sequence[Distorted]) -> list[tuple[Drawing, li
     networks. What has no distortion at all is not drawn."""
     groups: dict[tuple[tuple[str, ...], str], list[Distorted]] = {}
     for network in networks:
-        record = network[2]
-        how = [record.get(key) for key in ("eps", "norm", "attack", "reduction", "features")]
-        groups.setdefault((tuple(map(str, record["layers"])), repr(how)), []).append(network)
+        layers = tuple(map(str, network[2]["layers"]))
+        groups.setdefault((layers, _measured_by(network[2])), []).append(network)
     drawings = []
     for (layers, _), members in groups.items():
         rows = [
@@ -321,9 +320,17 @@ def distortion_drawings(networks: Sequence[Distorted]) -> list[tuple[Drawing, li
     return drawings
 
 
+def _measured_by(record: Record) -> str:
+    """Under which attack, and how, a distortion was measured: figures of others cannot share an axis."""
+    attack, reduction, features = (str(record.get(key, "")) for key in ("attack", "reduction", "features"))
+    return ", ".join(s for s in (attack_name(attack), threat(record), reduction, features) if s)
+
+
 def distortion_chart(networks: Sequence[NetworkPart]) -> Html | None:
     """Distortion by layer (Fig. 3), networks together where they have the same layers."""
     having = [(part.name, theme.series(i), part.distortion) for i, part in enumerate(networks) if part.distortion]
+    if len({_measured_by(record) for _, _, record in having}) > 1:
+        having = [(f"{name} ({_measured_by(record)})", role, record) for name, role, record in having]
     charts = [
         el("figure", _legend((name, role) for name, role, _ in members), Html(drawing.svg()))
         for drawing, members in distortion_drawings(having)

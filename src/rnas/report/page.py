@@ -290,7 +290,12 @@ def _results(evaluated: Sequence[NetworkPart]) -> Section | None:
         notes.append(CW_L2_CAVEAT)
     beside = el("div", el("h3", "How to read this"), *(el("p", note, class_="note") for note in notes))
     together = [p for p in evaluated if tables.same_test([p, evaluated[0]])]
-    chart = el("div", figures.accuracy_chart(together), class_="card")
+    only = (
+        None
+        if together == list(evaluated)
+        else f"Only {', '.join(p.name for p in together)}: the others' test differs."
+    )
+    chart = el("div", el("p", only, class_="note") if only else None, figures.accuracy_chart(together), class_="card")
     trade_off = figures.trade_off_chart(evaluated) if tables.comparable(evaluated) else None
     if trade_off:
         beside = el("div", el("div", trade_off, class_="card"), beside)

@@ -16,7 +16,10 @@ WHAT = {
     "table3": "Transfer to SVHN, adversarial training",
     "table4": "Transfer to Tiny-ImageNet, adversarial training",
     "table5": "Cells searched on Tiny-ImageNet directly, adversarial training",
-    "fig1": "AutoAttack accuracy against clean accuracy on CIFAR-10, adversarial training; area: parameters",
+    "fig1": (
+        "AutoAttack accuracy against clean accuracy on CIFAR-10, adversarial training; area: parameters, but never "
+        "less than a dot"
+    ),
     "fig2": "Feature maps of VGG16 on CIFAR-10, clean and adversarial, standard (ST) and adversarial (AT) training",
     "fig3": "Distortion by layer of VGG16 and ResNet18, standard (ST) and adversarial (AT) training",
     "fig4": "The published cells of RNAS-H and RNAS-L",
