@@ -301,3 +301,24 @@ def test_what_is_changed_between_two_attacks_counts() -> None:
     conv.forward = lambda z: 2 * old(z)  # type: ignore[method-assign]
     assert not torch.allclose(checked(), second, atol=1e-3)
     assert not torch.allclose(first, second, atol=1e-3)
+
+
+class Remembering(nn.Module):
+    """Keeps what it has seen in a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.seen = nn.Sequential(nn.Flatten(), nn.Linear(192, 5)), []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(self.net(x))
+        return self.seen[-1]
+
+
+def test_a_list_that_a_model_keeps_holds_what_the_model_put_there() -> None:
+    model = Remembering().eval()
+    x = torch.rand(2, 3, 8, 8)
+    with frozen(model) as net:
+        assert not model.seen
+        net(x)
+    assert [type(value) for value in model.seen] == [Tensor]

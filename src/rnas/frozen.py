@@ -135,6 +135,7 @@ UNTRACEABLE = (
 
 def _traced(model: nn.Module) -> _Fast | None:
     attributes = [(module, dict(vars(module))) for module in model.modules()]
+    lists = [(value, list(value)) for _, before in attributes for value in before.values() if isinstance(value, list)]
     random_states = _random_states()
     try:
         graph = fx.Tracer().trace(model)
@@ -147,6 +148,10 @@ def _traced(model: nn.Module) -> _Fast | None:
         if vars(module).keys() != before.keys() or any(vars(module)[k] is not v for k, v in before.items()):
             vars(module).clear()
             vars(module).update(before)
+            pure = False
+    for kept, content in lists:
+        if len(kept) != len(content) or any(a is not b for a, b in zip(kept, content, strict=True)):
+            kept[:] = content
             pure = False
     return _Fast(model, graph) if graph is not None and pure else None
 
