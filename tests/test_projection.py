@@ -56,6 +56,17 @@ def test_onto_a_half_space(scale: float) -> None:
     assert result.steps < 400, "it stops early when feasible and stationary"
 
 
+@pytest.mark.parametrize("bound", [1.0, 0.3, 0.03, 0.001])
+def test_a_long_way_in_short_steps_ends_at_the_nearest_point(bound: float) -> None:
+    """40 steps of `lr` are needed: until it is there, no step that came nearer is a reason to push harder."""
+    slope = torch.tensor([1.0, 2.0, -1.0], dtype=torch.float64)
+    a = torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64, requires_grad=True)
+    expected = a.detach() - slope * (slope @ a.detach() - bound) / (slope @ slope)
+    result = project([a], lambda: slope @ a, lambda: float(slope @ a.detach()), bound, steps=200, lr=0.02)
+    assert worst([a], [expected]) < 1e-3
+    assert result.steps <= 100
+
+
 def test_is_the_identity_when_feasible() -> None:
     alphas = start(4)
     before = [a.detach().clone() for a in alphas]

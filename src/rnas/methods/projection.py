@@ -78,7 +78,8 @@ def project(
                 a += s
         if k % ROUND == 0:
             # The multiplier may move once the inner problem is solved (no step was cut), or where it brings no more.
-            solved, stuck = length <= largest, value > SUFFICIENT * violation
+            solved = length <= largest
+            stuck = value > (SUFFICIENT if solved else 1.0) * violation  # on its way, every step nearer is enough
             multiplier = force if solved or stuck else multiplier
             stiffness *= GROWTH if solved and stuck else 1.0
             violation = max(value, 0.0)
