@@ -13,10 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ import PIL
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.timing import interleaved, machine, median, positive, program
+from benchmarks.timing import EPOCH, interleaved, machine, median, positive, program
 from rnas.attacks import PGD
 from rnas.data import Split, batches, images
 from rnas.nets.zoo import build
@@ -35,6 +37,7 @@ HERE = Path(__file__).resolve().parent
 PARTS = ("load", "decode", "share")
 SETS = {"cifar10": "cifar10-bin", "tiny-imagenet": "tiny-folder"}
 WORKERS = (1, 2, 4, 8, 16)
+EPOCH_ROUNDS = 3
 
 LOAD = """
 import json, os, resource, sys, time, torch, rnas.data
@@ -101,55 +104,53 @@ def decode_scaling(unpack: Path, scratch: Path, per_class: int, rounds: int = 3)
     }
 
 
-def operations(split: Split, batch_size: int, device: str) -> dict[str, int]:
-    """What one augmented batch calls of torch (views and allocations too), and on a GPU the kernels it launches."""
-    drawn = batches(split, batch_size, seed=0, augment=True, device=device)
-    next(drawn)  # the epoch's draws
+def operations(epoch: Callable[[], object], device: str) -> dict[str, float]:
+    """What an augmented batch calls of torch (views and allocations too), and on a GPU the kernels it launches: the
+    mean of an epoch, its own draws included."""
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device == "cuda")
     with profile(activities=activities, acc_events=True) as profiled:
-        next(drawn)
+        epoch()
         if device == "cuda":
             torch.cuda.synchronize()
     events = profiled.events() or []
     calls = [e.name for e in events if e.name.startswith("aten::") and e.cpu_parent is None]
-    views = {"aten::slice", "aten::select", "aten::unbind", "aten::unfold", "aten::view", "aten::to"}
-    out = {"calls": len(calls), "of_them_no_view": sum(name not in views for name in calls)}
+    views = {"aten::slice", "aten::select", "aten::split", "aten::unbind", "aten::unfold", "aten::view", "aten::to"}
+    counts = {"calls": len(calls), "of_them_no_view": sum(name not in views for name in calls)}
     if device == "cuda":
-        out["kernels"] = sum(e.device_type == torch.autograd.DeviceType.CUDA for e in events)
-    return out
+        counts["kernels"] = sum(e.device_type == torch.autograd.DeviceType.CUDA for e in events)
+    return {what: round(count / EPOCH, 1) for what, count in counts.items()}
 
 
 def batch_share(device: str, batch_size: int, size: int, networks: list[str], rounds: int) -> dict[str, Any]:
     """Milliseconds of an augmented batch, and its share of one training step (20 cells, C = 36): ST, clean images, and
-    AT, PGD-7. Interleaved; medians. On a GPU each is waited for: what a queue of kernels would hide counts in full."""
-    n = 8 * batch_size
-    pixels = torch.randint(256, (n, 3, size, size), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    split = Split(pixels, torch.arange(n) % 10).to(device)
+    AT, PGD-7. Medians; a batch's are those of an epoch as long as CIFAR-10's, of whose draws each bears its part, and
+    a step's are interleaved. On a GPU each is waited for: what a queue of kernels would hide counts in full."""
+    pixels = torch.empty(EPOCH * batch_size, 3, size, size, dtype=torch.uint8)
+    pixels.random_(generator=torch.Generator().manual_seed(0))
+    split = Split(pixels, torch.arange(len(pixels)) % 10).to(device)
     x, y = next(batches(split, batch_size, seed=0, augment=True, device=device))
-    out: dict[str, Any] = {"operations_per_batch": operations(split, batch_size, device)}
 
     def epoch() -> None:
         for _ in batches(split, batch_size, seed=0, augment=True, device=device):
             pass
 
+    batch = statistics.median(interleaved({"": epoch}, EPOCH_ROUNDS, device)[""]) / EPOCH
+    out: dict[str, Any] = {"operations_per_batch": operations(epoch, device), "batch_ms": round(1e3 * batch, 3)}
     for name in networks:
         net = build(name, classes=10, image_size=size).to(device)
         parameters = list(net.parameters())
         optimizer = torch.optim.SGD(parameters, 1e-3)
         runs = {
-            "batch": epoch,
             "ST": lambda n=net, p=parameters, o=optimizer: weight_step(n, p, o, None, x, y, 5.0),
             "AT": lambda n=net, p=parameters, o=optimizer: weight_step(n, p, o, PGD(steps=7), x, y, 5.0),
         }
         runs["AT"]()  # with the uncounted round two calls: the second tries to record the attack (`rnas.graphs`)
         seconds = {what: median(values) for what, values in interleaved(runs, rounds, device).items()}
-        batch = seconds.pop("batch") * batch_size / n
         out[name] = {
-            "batch_ms": round(1e3 * batch, 3),
             "step_ms": {what: round(1e3 * s, 1) for what, s in seconds.items()},
             "share": {what: round(batch / s, 5) for what, s in seconds.items()},
         }
-        print(f"{name}, {size}x{size}:", json.dumps(out[name]))
+        print(f"{name}, {size}x{size}, {out['batch_ms']} ms a batch:", json.dumps(out[name]))
     return out
 
 

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks.projected import search_seconds
 from benchmarks.search_step import ATTACK_STEPS, PASSES, VARIANTS, Steps
-from benchmarks.timing import program, save
+from benchmarks.timing import EPOCH, program, save
 from rnas.data import Split, batches
 from rnas.nets.zoo import build
 from rnas.precision import Precision
@@ -78,23 +78,25 @@ def count(names: Sequence[str] = tuple(PASSES)) -> dict[str, dict[str, int]]:
 
 def batch_shares(size: int, batch_size: int = 128) -> dict[str, float]:
     """What loading and augmenting a batch is of a step of the cheapest training there is, ResNet18 on clean images: of
-    its kernels, and of the bytes that they move.
+    its kernels, and of the bytes that they move. A batch is the mean of an epoch as long as CIFAR-10's.
 
     A batch takes at most its launches and its bytes, one after the other, and a step at least either. So its share of
-    the time is at most the sum of both, where launches cost the same, and bytes.
+    the time is at most the sum of both, where launches cost the same, and bytes; whoever picks images is taken to read
+    all there are.
     """
     meta = torch.device("meta")
-    pixels, labels = (torch.zeros(2 * batch_size, *shape, dtype=torch.uint8) for shape in ((3, size, size), ()))
-    drawn = batches(Split(pixels, labels.long()).to(meta), batch_size, seed=0, augment=True, device=meta)
-    x, y = next(drawn)  # with the epoch's draws
     with meta:
+        pixels = torch.empty(EPOCH * batch_size, 3, size, size, dtype=torch.uint8)
+        x, y = torch.empty(batch_size, 3, size, size), torch.empty(batch_size, dtype=torch.long)
+        split = Split(pixels, torch.empty(len(pixels), dtype=torch.long))
         net = build("ResNet18", classes=10, image_size=size)
     parameters = list(net.parameters())
     optimizer = torch.optim.SGD(parameters, 0.1, momentum=0.9, weight_decay=3e-4)
     step = partial(weight_step, net, parameters, optimizer, None, x, y, clip=5.0)
     step()  # the optimiser's state
-    of_batch, of_step = launched(lambda: next(drawn)), launched(step)
-    return {what: b / s for what, b, s in zip(("kernels", "bytes"), of_batch, of_step, strict=True)}
+    of_epoch = launched(lambda: list(batches(split, batch_size, seed=0, augment=True, device=meta)))
+    of_step = launched(step)
+    return {what: a / EPOCH / b for what, a, b in zip(("kernels", "bytes"), of_epoch, of_step, strict=True)}
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -20,6 +20,9 @@ import torch
 from rnas.errors import RnasError
 from rnas.steps import choose_device
 
+EPOCH = 390
+"""Batches of 128 in an epoch of CIFAR-10: what an epoch draws once for all of them is shared by as many."""
+
 
 def clock(device: str) -> float:
     """Seconds: of processor time with one thread, which other programs disturb least, else of wall clock."""

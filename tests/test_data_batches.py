@@ -138,20 +138,38 @@ def test_bad_arguments_are_refused_before_the_first_batch():
 
 
 def calls(split: Split, batch_size: int) -> list[str]:
-    """What drawing one augmented batch calls of torch."""
+    """What drawing all augmented batches after the first, which comes with the epoch's draws, calls of torch."""
     drawn = batches(split, batch_size, seed=0, augment=True)
-    next(drawn)  # the epoch's draws
+    next(drawn)
     with profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiled:
-        next(drawn)
+        list(drawn)
     return [event.name for event in profiled.events() or []]
 
 
-def test_a_batch_of_any_size_is_the_same_few_calls():
+def test_a_batch_of_any_size_is_the_same_few_calls(monkeypatch):
     """No work for each image, and nothing that would make a GPU's host wait for a number."""
-    small, large = calls(noise(40), 8), calls(noise(400), 128)
+    monkeypatch.setattr("rnas.data.dataset.TOGETHER", 0)  # each batch is augmented by itself
+    small, large = calls(noise(32), 8), calls(noise(512), 128)
     assert small == large
-    assert len([name for name in small if name.startswith("aten::")]) < 100
+    assert len([name for name in small if name.startswith("aten::")]) < 3 * 100
     assert not {"aten::item", "aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select"} & set(small)
+
+
+def test_batches_that_are_augmented_together_take_fewer_calls_and_are_the_same(monkeypatch):
+    split = noise(75)
+    together, fewer = list(batches(split, 8, seed=0, augment=True)), calls(split, 8)
+    for at_once in (0, 2 * 8 * 3 * 8 * 8):  # one batch, two batches
+        monkeypatch.setattr("rnas.data.dataset.TOGETHER", at_once)
+        assert len(calls(split, 8)) > 2 * len(fewer)
+        for (x, y), (a, b) in zip(together, batches(split, 8, seed=0, augment=True), strict=True):
+            assert torch.equal(x, a)
+            assert torch.equal(y, b)
+
+
+def test_pixels_are_their_value_over_255_correctly_rounded():
+    k = torch.arange(256)
+    ((x, _),) = batches(numbered(256), 256)
+    assert torch.equal(x[:, 0, 0, 0], (k.double() / 255).float())
 
 
 @pytest.mark.gpu

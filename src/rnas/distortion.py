@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from rnas.attacks import PGD
 from rnas.console import Console
 from rnas.data import Dataset, Split, load
+from rnas.data.dataset import white
 from rnas.errors import RnasError, unknown
 from rnas.files import write_json
 from rnas.frozen import unfolded
@@ -194,7 +195,7 @@ def _measure(
     with unfolded(net):
         for start in range(0, len(images), settings.batch_size):
             part = images[torch.arange(start, min(start + settings.batch_size, len(images)))]
-            x, y = part.images.to(device).float().div_(255), part.labels.to(device)
+            x, y = part.images.to(device) / white(device), part.labels.to(device)
             x_adv = attack(net, x, y)
             found = layer_vulnerabilities(net, x, x_adv, list(layers.values()), settings.reduction, settings.features)
             for name, module in layers.items():

@@ -22,7 +22,7 @@ from rnas.attacks.norms import Norm
 from rnas.attacks.state import begun
 from rnas.console import Console
 from rnas.data import Split
-from rnas.data.dataset import stratified
+from rnas.data.dataset import stratified, white
 from rnas.errors import RnasError, unknown
 from rnas.files import read_json, write_json
 from rnas.frozen import Model
@@ -122,7 +122,7 @@ def evaluate_run(settings: Evaluate, console: Console | None = None) -> Result:
     model, meta = load_model(folder)
     name, test = _test_images(settings, folder, meta)
     eps = _radius(settings, name)
-    x, y = test.images.float().div_(255), test.labels
+    x, y = test.images / white(test.images.device), test.labels
     earlier = _earlier(folder)  # what is wrong with it is better known before the attacks
     state = _partial_state(settings, folder, eps, name, meta["weights"])
     model.to(device)

@@ -16,6 +16,7 @@ from rnas.attacks import PGD
 from rnas.attacks.checks import answer
 from rnas.console import Console
 from rnas.data import Dataset, Split, batches
+from rnas.data.dataset import white
 from rnas.errors import RnasError
 from rnas.files import read_json
 from rnas.frozen import unfolded
@@ -183,7 +184,7 @@ def _check_network(net: nn.Module, images: Split, classes: int) -> None:
     """RnasError unless `net` can be trained: it has parameters, and float32 logits for `classes` classes."""
     if not any(p.requires_grad for p in net.parameters()):
         raise RnasError("the network has no parameters to train")
-    x = images.images[:2].float() / 255
+    x = images.images[:2] / white(images.images.device)
     with unfolded(net) as plain:
         logits = answer(plain, x)
     if logits.shape != (len(x), classes) or logits.dtype != torch.float32:

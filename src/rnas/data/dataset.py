@@ -12,6 +12,10 @@ from torch import Tensor
 
 from rnas.errors import RnasError
 
+TOGETHER = 2**23
+"""Bytes of images, about, that are picked and augmented at once, for as many batches as they make: each operation costs
+a GPU's host the same, however few images it is for."""
+
 
 @dataclass(frozen=True, eq=False)
 class Split:
@@ -66,13 +70,21 @@ class Dataset:
         """
         total, squares = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
         for images in torch.split(self.train.images, 1024):
-            x = images.cpu().transpose(0, 1).flatten(1).float().div_(255)
+            x = images.cpu().transpose(0, 1).flatten(1) / white("cpu")
             total += x.sum(1, dtype=torch.float64)
             squares += x.square_().sum(1, dtype=torch.float64)
         pixels = self.train.images[:, 0].numel()
         mean = total / pixels
         std = (squares / pixels - mean.square()).clamp(min=0).sqrt().clamp(min=1 / 255)
         return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def white(device: torch.device | str) -> Tensor:
+    """What uint8 images are divided by, to have them as float32 in [0,1]: k/255, correctly rounded, on every device.
+
+    It lies on the device, a tensor () float32, since CUDA multiplies by the inverse of a number that the host holds.
+    """
+    return torch.full((), 255.0, dtype=torch.float32, device=device)
 
 
 def stratified(labels: Tensor, n: int, seed: int) -> Tensor:
@@ -161,13 +173,17 @@ def _batches(
             mirror = torch.randint(2, (1, n), generator=generator) * split.flip
             crops = torch.cat([shifts, mirror]).to(device)
     order = order.to(home)
-    for start in range(0, n - batch_size + 1 if drop_last else n, batch_size):
-        rows = slice(start, start + batch_size)
-        x = split.images[order[rows]].to(device)
-        y = split.labels[order[rows]].to(device)
+    scale = white(device)
+    n -= n % batch_size if drop_last else 0
+    together = batch_size * max(1, TOGETHER // (batch_size * split.images[0].numel()))
+    for start in range(0, n, together):
+        rows = slice(start, min(start + together, n))
+        images = split.images[order[rows]].to(device)
+        labels = split.labels[order[rows]].to(device)
         if crops is not None:
-            x = crop_and_flip(x, *crops[:, rows])
-        yield x.float().div_(255), y
+            images = crop_and_flip(images, *crops[:, rows])
+        for x, y in zip(torch.split(images, batch_size), torch.split(labels, batch_size), strict=True):
+            yield x / scale, y
 
 
 def padding(height: int) -> int:
