@@ -10,6 +10,7 @@ attack, where no weight changes, only once.
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import ModuleType
 from typing import cast
 
 import torch
@@ -19,7 +20,8 @@ from torch.utils.checkpoint import checkpoint
 
 from rnas.nets import fast_cpu, fast_gpu
 from rnas.nets.fast_kernels import arrange
-from rnas.nets.fast_nodes import Convolving, Rule, Source, TrainRule, scale_and_shift
+from rnas.nets.fast_nodes import CellRule, Convolving, Rule, Source, TrainRule, scale_and_shift
+from rnas.nets.on_triton import triton_works
 from rnas.nets.supernet import MixedOperation, Supernet, SupernetCell
 from rnas.ops import total
 from rnas.precision import pass_dtype
@@ -29,6 +31,17 @@ from rnas.settings import SearchSpace
 def on_cpu(x: Tensor) -> bool:
     """Whether to compute as pays on a CPU."""
     return x.device.type == "cpu"
+
+
+def form_for(x: Tensor) -> ModuleType:
+    """The form of the fast supernet that pays where `x` is."""
+    if on_cpu(x):
+        return fast_cpu
+    if triton_works(x.device) and x.dtype == torch.float32:
+        from rnas.nets import fast_triton
+
+        return fast_triton
+    return fast_gpu
 
 
 class FastCell(SupernetCell):
@@ -67,17 +80,21 @@ class FastCell(SupernetCell):
         return cast(Tensor, out)
 
     def _run_train(self, s0: Tensor, s1: Tensor, weights: Tensor) -> tuple[Tensor, TrainRule]:
-        kind: type[TrainRule] = fast_cpu.BatchStatistics if on_cpu(weights) else fast_gpu.BatchStatistics
-        rule = kind(self._entrances, self._sources, weights)
+        rule: TrainRule = form_for(weights).BatchStatistics(self._entrances, self._sources, weights)
         return self.run(s0, s1, rule), rule
 
     def fold(self, weights: Tensor) -> Rule:
         """The rule for eval mode."""
-        kind: type[Rule] = fast_cpu.Folded if on_cpu(weights) else fast_gpu.Folded
-        return kind(self._entrances, self._sources, weights)
+        form = form_for(weights)
+        if form is not fast_cpu and torch.is_grad_enabled():
+            form = fast_gpu  # which autograd differentiates, by weights and α too
+        rule: Rule = form.Folded(self._entrances, self._sources, weights)
+        return rule
 
     def run(self, s0: Tensor, s1: Tensor, rule: Rule) -> Tensor:
         """The cell's output; `rule` says how BN is done."""
+        if isinstance(rule, CellRule):
+            return rule.run(s0, s1)
         states = [rule.enter(s, entrance) for s, entrance in zip((s0, s1), self._entrances, strict=True)]
         incoming: list[list[Tensor]] = [[] for _ in range(self.nodes)]
         for number, source in enumerate(self._sources):

@@ -97,11 +97,15 @@ class Node:
         """What the first 1x1 convolution of an operation makes of it, and `plus`: (B,E·D,H,W)."""
         if shape.kind in ("separable", "dilated"):
             dilation = 2 if shape.kind == "dilated" else 1
-            return pointwise(depthwise(self._for_each(), tensors[0], shape.stride, dilation), tensors[1], plus)
+            return pointwise(self.depthwise(tensors[0], shape.stride, dilation), tensors[1], plus)
         x = self._x
         if shape.kind == "reduce":
             x = torch.cat([x[:, :, ::2, ::2], x[:, :, 1::2, 1::2]], dim=1)
         return _plus(F.conv2d(x, tensors[0].flatten(0, 1)[:, :, None, None]), plus)
+
+    def depthwise(self, kernel: Tensor, stride: int, dilation: int) -> Tensor:
+        """Its depthwise convolutions with the `kernel` (E·C,1,k,k) of every edge: (B,E·C,H,W)."""
+        return depthwise(self._for_each(), kernel, stride, dilation)
 
     def _for_each(self) -> Tensor:
         """A copy for each edge: (B,E·C,H,W)."""
@@ -134,6 +138,8 @@ def pools(x: Tensor, source: Source) -> list[Tensor]:
 class BatchStatistics(TrainRule):
     """BN as in train mode."""
 
+    node = Node
+
     def __init__(self, entrances: Sequence[Convolving], sources: Sequence[Source], weights: Tensor):
         found = [[Beside(e.shape, (e,))] for e in entrances] + [beside(source) for source in sources]
         parts = joined([group for of in found for o in of for group in o.weights()], pass_dtype(weights))
@@ -149,17 +155,17 @@ class BatchStatistics(TrainRule):
 
     def enter(self, x: Tensor, entrance: Convolving) -> Tensor:
         ((operation, tensors),) = self._operations[id(entrance)]
-        return self._normalized(Node(x, 1).product(operation.shape, tensors), _alone(operation.bns()[0]))
+        return self._normalized(self.node(x, 1).product(operation.shape, tensors), _alone(operation.bns()[0]))
 
     def leave(self, x: Tensor, source: Source) -> Sequence[Tensor]:
         narrow, wide = self._alphas[id(source)]
-        node, total = Node(x, source.plan.edges), None
+        node, total = self.node(x, source.plan.edges), None
         for (operation, tensors), column in zip(self._operations[id(source)], source.plan.columns, strict=True):
             z, bns = node.product(operation.shape, tensors), operation.bns()
             if operation.shape.kind == "separable":
-                z = self._normalized(z, _alone(bns[0])).relu_()
-                z = pointwise(depthwise(z, tensors[2], 1, 1), tensors[3])
-            total = _plus(self._normalized(z, _alone(bns[-1]), wide[column]), total)
+                z = self._normalized(z, _alone(bns[0]), relu=True)
+                z = pointwise(self.depthwise(z, tensors[2]), tensors[3])
+            total = self._normalized(z, _alone(bns[-1]), wide[column], total)
         if source.plan.passed:
             total = self._passed(x, source, narrow, total)
         assert total is not None, "an edge has an operation besides none"
@@ -180,13 +186,32 @@ class BatchStatistics(TrainRule):
             return torch.bmm(shares, out).view(b, -1, h, w)
         return torch.baddbmm(total.reshape(b, source.plan.edges, -1), shares, out).view(b, -1, h, w)
 
-    def _normalized(self, x: Tensor, followers: Sequence[BNs], scale: Tensor | None = None) -> Tensor:
-        """`x` (B,N·C,H,W) after N BNs, times `scale` (N·C,). `followers`: whose running statistics follow each."""
+    def _normalized(
+        self,
+        x: Tensor,
+        followers: Sequence[BNs],
+        scale: Tensor | None = None,
+        plus: Tensor | None = None,
+        relu: bool = False,
+    ) -> Tensor:
+        """`x` (B,N·C,H,W) after N BNs, times `scale` (N·C,), and `plus`; then a ReLU, if wanted.
+
+        `followers`: whose running statistics follow each."""
         n = check_many(x)
         scale = self._ones[: x.shape[1]] if scale is None else scale  # with a scale, statistics have its number format
-        out, mean, inverse_std = torch.native_batch_norm(x, scale, None, None, None, True, 0.0, self._eps)
+        out, mean, inverse_std = self.normalized(x, scale, plus, relu)
         self._seen.append((followers, mean.detach(), inverse_std.detach(), n / (n - 1)))
         return out
+
+    def normalized(self, x: Tensor, scale: Tensor, plus: Tensor | None, relu: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """`x` (B,N·C,H,W) normalized, times `scale`, and `plus`, and its ReLU; the mean and 1/σ of each channel."""
+        out, mean, inverse_std = torch.native_batch_norm(x, scale, None, None, None, True, 0.0, self._eps)
+        out = _plus(out, plus)
+        return out.relu_() if relu else out, mean, inverse_std
+
+    def depthwise(self, x: Tensor, kernel: Tensor) -> Tensor:
+        """The depthwise convolution of `x` (B,E·C,H,W) with `kernel` (E·C,1,k,k)."""
+        return depthwise(x, kernel, 1, 1)
 
     def update(self) -> None:
         followers, means, inverse_stds, unbiased = zip(*self._seen, strict=True)

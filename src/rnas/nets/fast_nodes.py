@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal, NamedTuple, Protocol, cast
+from typing import Any, Literal, NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -120,6 +120,14 @@ class Rule(Protocol):
 
     def leave(self, x: Tensor, source: Source) -> Sequence[Tensor]:
         """What each edge that leaves node `x` brings to its end. # Eq. 1"""
+
+
+@runtime_checkable
+class CellRule(Rule, Protocol):
+    """Which computes a cell as a whole."""
+
+    def run(self, s0: Tensor, s1: Tensor) -> Tensor:
+        """The cell's output (B,nodes·C,H,W), from the outputs of the cell before last and the last."""
 
 
 class TrainRule(Rule, Protocol):
