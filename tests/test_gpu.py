@@ -142,9 +142,9 @@ def test_no_step_of_a_search_makes_the_host_wait(
         )
         running.add(loss, logits, y)
         running.add(*method.arch_step(x, y), y)
-        torch.autograd.grad(method.vulnerability(x, x, method.precision), net.alphas)
+        method.sloped(x, x)
 
-    for _ in range(2):  # prepares kernels and optimisers; tries a recording of the attack
+    for _ in range(2):  # prepares kernels and optimisers; tries recordings of the attack and the steps
         steps()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -152,6 +152,9 @@ def test_no_step_of_a_search_makes_the_host_wait(
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert torch.isfinite(running.sums).all()
+    if recorded:
+        assert all(isinstance(r, graphs.Recorded) for r in graphs._kept[net].recorded.values())
+        assert len(graphs._kept[net].recorded) == 4
 
 
 @pytest.mark.parametrize("precision", [Precision(), Precision(bf16=True)], ids=["fp32", "bf16"])
@@ -194,6 +197,90 @@ def test_a_recorded_attack_is_the_attack(
             for p in net.parameters():
                 p.mul_(torch.randn_like(p).sign())  # of the same size: TRADES finds no gradient at huge logits
     assert any(isinstance(r, graphs.Recorded) for r in graphs._kept[net].recorded.values())
+
+
+def differ(got: Tensor, wanted: Tensor) -> float:
+    return float((got - wanted).abs().sum() / wanted.abs().sum().clamp_min(1e-12))
+
+
+@pytest.mark.parametrize("precision", [Precision(), Precision(bf16=True)], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("arch", ["supernet", "supernet, saving memory", "RNAS-L", "RNAS-L, TRADES", "ResNet18"])
+def test_recorded_steps_are_the_steps(arch: str, precision: Precision, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the same state, on the weights, images, labels and random numbers of the moment: what they return, the
+    gradients, the running statistics and the numbers drawn. A warning fails the test too."""
+    monkeypatch.setattr(graphs, "pays", lambda launched, replayed_in: True)
+    torch.manual_seed(0)
+    if arch.startswith("supernet"):
+        net: torch.nn.Module = FastSupernet(SearchSpace(cells=3, channels=4, nodes=2), 10).cuda()
+        net.save_memory("saving" in arch)
+    else:
+        size = {} if arch == "ResNet18" else {"cells": 5, "channels": 8, "image_size": (16, 16)}
+        net = rnas.build(arch.split(",")[0], classes=10, **size).cuda()
+        if size:
+            net.set_drop_path(0.2)
+    thetas = list(getattr(net, "thetas", net.parameters()))
+    method = Rnas(net, PGD(), Search(out=Path(), precision=precision.name)) if arch.startswith("supernet") else None
+    parameters = list(net.parameters())
+    beta = 6.0 if "TRADES" in arch else None
+
+    def after(graphs: str, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        """Loss, logits, gradients and running statistics of a step of each kind (rates are 0: nothing else moves)."""
+        monkeypatch.setenv("RNAS_CUDA_GRAPHS", graphs)
+        torch.manual_seed(int(y.sum()))
+        attack = PGD(steps=1) if beta else None
+        result = list(weight_step(net, thetas, still, attack, x, y, 1e9, trades_beta=beta, precision=precision))
+        grads = [p.grad.flatten().clone() for p in thetas if p.grad is not None]
+        if method is not None:
+            method.optimizer.param_groups[0].update(lr=0.0, weight_decay=0.0)
+            result += [*method.arch_step(x, y), *(a.grad.clone() for a in net.alphas)]
+            f, slope = method.sloped(x, (x + 0.05).clamp(0, 1))
+            result += [f, *slope]
+        floats = [b.flatten() for b in net.buffers() if b.is_floating_point()]
+        counts = torch.stack([b for b in net.buffers() if not b.is_floating_point()])
+        return *result, torch.cat(grads), torch.cat(floats), counts.double(), torch.cuda.get_rng_state().double()
+
+    still = torch.optim.SGD(thetas, 0.0)
+    before: tuple[Tensor, ...] | None = None
+    for step in range(5):
+        x, y = torch.rand(8, 3, 16, 16, device="cuda"), torch.randint(10, (8,), device="cuda")
+        state = copy.deepcopy(net.state_dict())
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", RuntimeWarning)
+            replayed = after("1", x, y)
+        net.load_state_dict(state)
+        launched = after("0", x, y)
+        tolerance = 0.15 if precision.bf16 or beta else 0.05  # TRADES's images differ, too: see above
+        assert max(map(differ, replayed, launched)) < tolerance, (step, [*map(differ, replayed, launched)])
+        assert torch.equal(replayed[-2], launched[-2])
+        assert torch.equal(replayed[-1], launched[-1])
+        if before is not None:
+            assert differ(before[-4], launched[-4]) > 0.5, "or else old gradients would pass too"
+        before = launched
+        with torch.no_grad():
+            for p in parameters:
+                p.add_(0.1 * p.abs().mean() * torch.randn_like(p))
+    recordings = graphs._kept[net].recorded
+    assert any(key[0] is graphs.WEIGHTS for key in recordings)
+    assert all(isinstance(r, graphs.Recorded) for r in recordings.values())
+
+
+def test_recordings_share_their_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And give it back with the last of them; then others are made."""
+    monkeypatch.setenv("RNAS_CUDA_GRAPHS", "1")
+    monkeypatch.setattr(graphs, "pays", lambda launched, replayed_in: True)
+    device = torch.device("cuda", 0)
+    x, y = torch.rand(8, 3, 16, 16, device=device), torch.arange(8, device=device)
+    for _ in range(2):
+        nets = [FastSupernet(SearchSpace(cells=3, channels=4, nodes=2), 10).cuda() for _ in range(2)]
+        for net in nets:
+            optimizer = torch.optim.SGD(net.thetas, 0.01)
+            for _ in range(4):
+                weight_step(net, net.thetas, optimizer, PGD(steps=1), x, y, clip=5.0)
+        assert len(graphs._graphs[device]) == 4
+        assert len({graph.pool() for graph in graphs._graphs[device]}) == 1
+        for net in nets:
+            graphs.forget(net)
+        assert len(graphs._graphs[device]) == 0
 
 
 def test_a_recording_that_fails_spoils_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

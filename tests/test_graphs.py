@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import copy
 import gc
+import re
+import warnings
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,17 +22,22 @@ from torch import Tensor, nn
 
 from rnas import graphs
 from rnas.attacks import PGD
+from rnas.methods.rnas import Rnas
 from rnas.nets.fast import FastSupernet
 from rnas.nets.zoo import build
 from rnas.precision import Precision
-from rnas.settings import SearchSpace
+from rnas.search import search
+from rnas.settings import Perturbation, Search, SearchSpace, Source, Train
 from rnas.steps import craft, craft_away, weight_step
+from rnas.train import train
 from tape import Tape
 
 ATTACK = PGD(steps=2)
+Values = tuple[Tensor, ...]
+Recording = tuple[Callable[[], None], Values]
 
 
-def emulated(run: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], None], Tensor]:
+def emulated(run: Callable[[], Values], device: torch.device) -> Recording:
     with Tape() as tape:
         output = run()
     return tape.replay, output
@@ -51,9 +60,9 @@ def supernet() -> FastSupernet:
     return FastSupernet(SearchSpace(cells=2, channels=4, nodes=2), 10)
 
 
-def recordings(net: nn.Module) -> list[graphs.Recorded | None]:
+def recordings(net: nn.Module, kind: graphs.Kind = graphs.ATTACK) -> list[graphs.Recorded | None]:
     kept = graphs._kept.get(net)
-    return [] if kept is None else list(kept.recorded.values())
+    return [] if kept is None else [r for key, r in kept.recorded.items() if key[0] is kind]
 
 
 NETS = {
@@ -96,7 +105,8 @@ def test_replays_follow_the_network_and_the_images(
             weight_step(net, list(net.parameters()), optimizer, None, images[-1], y, clip=5.0)
         crafted.append(torch.stack(images))
     assert [type(r) for r in recordings(recorded)] == [graphs.Recorded]
-    assert recordings(launched) == []
+    assert [type(r) for r in recordings(recorded, graphs.WEIGHTS)] == [graphs.Recorded]
+    assert launched not in graphs._kept
     steps = (crafted[0] - crafted[1]).abs().amax((1, 2, 3, 4))
     assert (steps < 1e-6).all(), steps
 
@@ -125,10 +135,12 @@ def test_what_does_not_pay_is_launched_as_before(monkeypatch: pytest.MonkeyPatch
     assert all(torch.equal(images[0], x) for x in images)
 
 
-@pytest.mark.parametrize(("left", "kept"), [(600, True), (599, False)])
-def test_a_recording_leaves_room_for_the_other_steps(left: int, kept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    free = iter((left + 100, left))
-    monkeypatch.setattr(graphs, "_free_memory", lambda device: next(free))
+@pytest.mark.parametrize(("free", "kept"), [(800, True), (799, False)])
+def test_a_recording_leaves_room_for_the_other_steps(free: int, kept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An attack takes 100, so does its recording, and seven times as much must be left, or else none is tried."""
+    monkeypatch.setattr(graphs, "_free_memory", lambda device, emptied=False: free if emptied else free - 100)
+    if not kept:
+        monkeypatch.setattr(graphs, "record", lambda run, device: pytest.fail("there is no room"))
     net = supernet()
     for _ in range(3):
         craft(ATTACK, net, *batch())
@@ -136,41 +148,50 @@ def test_a_recording_leaves_room_for_the_other_steps(left: int, kept: bool, monk
 
 
 def raising() -> None:
-    raise torch.OutOfMemoryError("out of memory\nand a long explanation")
+    raise RuntimeError("not permitted\nand a long explanation")
 
 
-def recording_fails(run: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], None], Tensor]:
+def recording_fails(run: Callable[[], Values], device: torch.device) -> Recording:
     run()
     raising()
     raise AssertionError
 
 
-def replay_fails(run: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], None], Tensor]:
+def memory_is_short(run: Callable[[], Values], device: torch.device) -> Recording:
+    run()
+    try:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    finally:
+        raising()  # as the end of the recording does then
+
+
+def replay_fails(run: Callable[[], Values], device: torch.device) -> Recording:
     torch.rand(1)
     return raising, run()
 
 
-def result_is_wrong(run: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], None], Tensor]:
-    replay, output = emulated(run, device)
-    return replay, 1 - output
+def result_is_wrong(run: Callable[[], Values], device: torch.device) -> Recording:
+    replay, values = emulated(run, device)
+    return replay, (1 - values[0], *values[1:])
 
 
-def draws_are_too_many(run: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], None], Tensor]:
-    replay, output = emulated(run, device)
-    return lambda: (replay(), torch.rand(1), None)[-1], output
+def draws_are_too_many(run: Callable[[], Values], device: torch.device) -> Recording:
+    replay, values = emulated(run, device)
+    return lambda: (replay(), torch.rand(1), None)[-1], values
 
 
-@pytest.mark.parametrize(
-    ("failing", "message"),
-    [
-        (recording_fails, "out of memory\\)"),
-        (replay_fails, "out of memory\\)"),
-        (result_is_wrong, "another result"),
-        (draws_are_too_many, "another result"),
-    ],
-)
+FAILING = [
+    (recording_fails, "not permitted\\)"),
+    (replay_fails, "not permitted\\)"),
+    (result_is_wrong, "another result"),
+    (draws_are_too_many, "another result"),
+    (memory_is_short, None),
+]
+
+
+@pytest.mark.parametrize(("failing", "message"), FAILING)
 def test_a_recording_that_fails_is_reported_and_not_tried_again(
-    failing: Callable[..., Any], message: str, monkeypatch: pytest.MonkeyPatch
+    failing: Callable[..., Any], message: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Images and random numbers are then those that there would have been without any recording."""
     net = supernet()
@@ -182,9 +203,12 @@ def test_a_recording_that_fails_is_reported_and_not_tried_again(
     tries = []
     monkeypatch.setattr(graphs, "record", lambda run, device: (tries.append(device), failing(run, device))[-1])
     torch.manual_seed(5)
-    with pytest.warns(RuntimeWarning, match=message) as warned:
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
         images = [craft(ATTACK, net, *batch()) for _ in range(4)]
-    assert (len(warned), len(tries), recordings(net)) == (1, 1, [None])
+    told = [str(w.message) for w in warned]
+    assert re.fullmatch(f"an attack .*{message}.*", *told) if message else not told, "lack of memory is no fault"
+    assert (len(tries), recordings(net)) == (1, [None])
     assert all(torch.equal(a, b) for a, b in zip(expected, images, strict=True))
     assert torch.equal(torch.get_rng_state(), drawn)
 
@@ -274,6 +298,263 @@ def test_a_result_is_nobody_elses_memory() -> None:
     kept = results[-1].clone()
     results.append(craft(ATTACK, net, *batch(seed=3)))
     assert torch.equal(results[2], kept)
+
+
+# ---- training steps --------------------------------------------------------------------------------------------
+
+STEPS = (graphs.WEIGHTS, graphs.ALPHAS, graphs.PROJECTION)
+
+
+def search_steps(net: FastSupernet, precision: str = "fp32", rounds: int = 4) -> list[Tensor]:
+    """All that a few steps of a search return, and the state that they leave behind."""
+    torch.manual_seed(6)
+    method = Rnas(net, ATTACK, Search(out=Path(), precision=precision))  # type: ignore[arg-type]
+    optimizer = torch.optim.SGD(net.thetas, 0.05, momentum=0.9, weight_decay=1e-3)
+    returned: list[Tensor] = []
+    for step in range(rounds):
+        x, y = batch(seed=step)
+        returned += weight_step(net, net.thetas, optimizer, ATTACK, x, y, clip=1.0, precision=method.precision)
+        returned += method.arch_step(1 - x, y.flip(0))
+        f, slope = method.sloped(x, 1 - x, scale=0.1)
+        returned += [f, *(s.clone() for s in slope)]
+        method.measure([(x, y)])  # in eval mode, in between
+    return [*returned, *net.state_dict().values(), torch.get_rng_state()]
+
+
+def training_steps(net: nn.Module, beta: float | None, rounds: int = 4) -> list[Tensor]:
+    """The same of a training, of two epochs with a drop-path of their own."""
+    torch.manual_seed(6)
+    optimizer = torch.optim.SGD(net.parameters(), 0.05, momentum=0.9, weight_decay=1e-3)
+    returned: list[Tensor] = []
+    for epoch in range(2):
+        if hasattr(net, "set_drop_path"):
+            net.set_drop_path(0.3 * epoch)
+        for step in range(rounds):
+            x, y = batch(seed=step)
+            returned += weight_step(net, list(net.parameters()), optimizer, ATTACK, x, y, clip=1.0, trades_beta=beta)
+        net.eval()
+    return [*returned, *net.state_dict().values(), torch.get_rng_state()]
+
+
+def assert_alike(got: list[Tensor], wanted: list[Tensor]) -> None:
+    for k, (g, w) in enumerate(zip(got, wanted, strict=True)):
+        assert (g.double() - w.double()).abs().max() <= 1e-5 * w.double().abs().max().clamp_min(1e-3), k
+
+
+@pytest.fixture
+def twins(monkeypatch: pytest.MonkeyPatch) -> Callable[[nn.Module, Callable[[Any], Any]], tuple[Any, Any]]:
+    """What a function returns for a network: launched, of a copy of it, and recorded."""
+
+    def both(net: nn.Module, function: Callable[[Any], Any]) -> tuple[Any, Any]:
+        with monkeypatch.context() as patch:
+            patch.setattr(graphs, "recordable", lambda device: False)
+            launched = function(copy.deepcopy(net))
+        return launched, function(net)
+
+    return both
+
+
+@pytest.mark.parametrize("save_memory", [False, True])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_replayed_steps_follow_the_search(precision: str, save_memory: bool, form: None, twins: Callable) -> None:
+    """Images, labels, weights, α and running statistics are those of the moment, and the results the caller's."""
+    net = supernet()
+    net.save_memory(save_memory)
+    launched, recorded = twins(net, lambda net: search_steps(net, precision))
+    assert_alike(recorded, launched)
+    assert [[type(r) for r in recordings(net, kind)] for kind in STEPS] == 3 * [[graphs.Recorded]]
+
+
+@pytest.mark.parametrize("beta", [None, 6.0], ids=["PGD", "TRADES"])
+@pytest.mark.parametrize("name", ["RNAS-L", "ResNet18"])
+def test_replayed_steps_follow_a_training(name: str, beta: float | None, twins: Callable) -> None:
+    """Each epoch's drop-path is another recording, and it draws; of the epoch before none is kept."""
+    net = NETS[name]()
+    launched, recorded = twins(net, lambda net: training_steps(net, beta))
+    assert_alike(recorded, launched)
+    assert [type(r) for r in recordings(net, graphs.WEIGHTS)] == [graphs.Recorded]
+    assert len(recordings(net)) == 1, "the attack's stays: it sees no drop-path, whatever the mode"
+
+
+def test_a_cell_that_is_computed_twice_is_not_recorded(twins: Callable) -> None:
+    """With random numbers in it: torch reads their state, which no recording may."""
+    net = NETS["RNAS-L"]()
+    net.save_memory()
+    launched, recorded = twins(net, lambda net: training_steps(net, None))
+    assert_alike(recorded, launched)
+    assert recordings(net, graphs.WEIGHTS) == []
+
+
+def gradient_is_wrong(run: Callable[[], Values], device: torch.device, net: nn.Module) -> Recording:
+    replay, values = emulated(run, device)
+    wrong = list(net.parameters())[-2].grad
+    return lambda: (replay(), wrong.zero_(), None)[-1], values
+
+
+def statistics_stay(run: Callable[[], Values], device: torch.device, net: nn.Module) -> Recording:
+    replay, values = emulated(run, device)
+    variances = [b for name, b in net.named_buffers() if name.endswith("running_var")]
+
+    def part_of_it() -> None:
+        kept = [v.clone() for v in variances]
+        replay()
+        torch._foreach_copy_(variances, kept)
+
+    return part_of_it, values
+
+
+def count_stays(run: Callable[[], Values], device: torch.device, net: nn.Module) -> Recording:
+    replay, values = emulated(run, device)
+    count = next(b for name, b in net.named_buffers() if name.endswith("num_batches_tracked"))
+    return lambda: (replay(), count.sub_(1), None)[-1], values
+
+
+@pytest.mark.parametrize(
+    ("failing", "message"),
+    [
+        *((lambda run, device, net, f=f: f(run, device), message) for f, message in FAILING),
+        (gradient_is_wrong, "another result"),
+        (statistics_stay, "another result"),
+        (count_stays, "another result"),
+    ],
+)
+def test_a_step_whose_recording_fails_is_the_step(
+    failing: Callable[..., Any], message: str | None, twins: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights, running statistics and random numbers too are those of launched steps, bit for bit."""
+    net = NETS["RNAS-L"]()
+    net.set_drop_path(0.3)
+    monkeypatch.setattr(graphs, "record", lambda run, device: failing(run, device, net))
+    x, y = batch()
+
+    def steps(net: nn.Module) -> list[Tensor]:
+        torch.manual_seed(7)
+        optimizer = torch.optim.SGD(net.parameters(), 0.05)
+        for _ in range(4):
+            weight_step(net, list(net.parameters()), optimizer, None, x, y, clip=1.0)
+        return [*net.state_dict().values(), torch.get_rng_state()]
+
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        launched, recorded = twins(net, steps)
+    told = [str(w.message) for w in warned]
+    assert re.fullmatch(f"a weight step .*{message}.*", *told) if message else not told
+    assert recordings(net, graphs.WEIGHTS) == [None]
+    assert all(torch.equal(a, b) for a, b in zip(launched, recorded, strict=True))
+
+
+def test_a_gradient_of_rounding_alone_is_no_other_result() -> None:
+    """That of a bias before BN, say; but a missing gradient, a wrong one, or all of them a little, are."""
+    wanted = [torch.rand(100), 1e-7 * torch.randn(10), None]
+    assert graphs._same_gradients([wanted[0] * 1.01, 1e-7 * torch.randn(10), None], wanted)
+    for wrong in (
+        [wanted[0] * 1.2, wanted[1], None],
+        [wanted[0], torch.ones(10), None],
+        [wanted[0], wanted[1], torch.zeros(3)],
+        [wanted[0], None, None],
+    ):
+        assert not graphs._same_gradients(wrong, wanted)
+    assert graphs._same_gradients([], [])
+    assert graphs._same_gradients([None], [None])
+
+
+def test_a_parameter_that_somebody_listens_to_is_not_recorded() -> None:
+    net = NETS["ResNet18"]()
+    heard: list[Tensor] = []
+    net.classifier[-1].weight.register_hook(heard.append)
+    training_steps(net, None, rounds=2)
+    assert len(heard) == 4
+    assert recordings(net, graphs.WEIGHTS) == []
+
+
+def test_gradients_kept_or_changed_between_steps_do_no_harm(twins: Callable) -> None:
+    """They are the recording's own memory: whatever happens to them, the next replay writes them anew."""
+
+    def steps(net: nn.Module) -> list[Tensor]:
+        torch.manual_seed(8)
+        parameters = list(net.parameters())
+        optimizer = torch.optim.SGD(parameters, 0.05)
+        for step in range(6):
+            weight_step(net, parameters, optimizer, None, *batch(seed=step), clip=1.0)
+            if step % 2:
+                net.zero_grad(set_to_none=False)
+            else:
+                parameters[0].grad = None
+        return list(net.state_dict().values())
+
+    net = supernet()
+    launched, recorded = twins(net, steps)
+    assert_alike(recorded, launched)
+    assert [type(r) for r in recordings(net, graphs.WEIGHTS)] == [graphs.Recorded]
+
+
+@pytest.fixture
+def replays(monkeypatch: pytest.MonkeyPatch) -> list[graphs.Recorded]:
+    """Those that were made."""
+    made: list[graphs.Recorded] = []
+    replay = graphs.Recorded.__call__
+    monkeypatch.setattr(
+        graphs.Recorded, "__call__", lambda self, *inputs: (made.append(self), replay(self, *inputs))[1]
+    )
+    return made
+
+
+def test_a_whole_search_is_the_same_recorded(
+    tmp_path: Path, replays: list[graphs.Recorded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A projection with moves of its own included; then its memory is given back."""
+    settings = Search(
+        out=tmp_path,
+        source=Source(data="digits", limit_per_class=14),
+        space=SearchSpace(cells=2, channels=4, nodes=2),
+        perturbation=Perturbation(attack_steps=2),
+        epochs=3,
+        warmup=1,
+        bound="0.5x",
+        batch_size=16,
+        alpha_lr=0.01,
+        projection_steps=10,
+        monitor=32,
+    )
+    folders = []
+    for on in (False, True):
+        monkeypatch.setattr(graphs, "recordable", lambda device, on=on: on)
+        folders.append(tmp_path / f"recorded-{on}")
+        assert not replays
+        search(replace(settings, out=folders[-1]))
+    assert len(set(map(id, replays))) == 4, "the attack, and each of the steps"
+    assert_same_states(*folders)
+
+
+def test_a_whole_training_is_the_same_recorded(
+    tmp_path: Path, replays: list[graphs.Recorded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Train(
+        arch="RNAS-L",
+        out=tmp_path,
+        source=Source(data="digits", limit_per_class=16),
+        perturbation=Perturbation(attack_steps=2),
+        cells=3,
+        channels=4,
+        epochs=3,
+        batch_size=16,
+        drop_path=0.3,
+    )
+    folders = []
+    for on in (False, True):
+        monkeypatch.setattr(graphs, "recordable", lambda device, on=on: on)
+        folders.append(tmp_path / f"recorded-{on}")
+        assert not replays
+        net = train(replace(settings, out=folders[-1]))
+        assert net not in graphs._kept
+    assert len(replays) > 20
+    assert_same_states(*folders)
+
+
+def assert_same_states(a: Path, b: Path) -> None:
+    """Of two runs' last checkpoints."""
+    ours, theirs = (torch.load(f / "checkpoint.pt", map_location="cpu", weights_only=True)["net"] for f in (a, b))
+    assert_alike(list(ours.values()), list(theirs.values()))
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,14 @@
 """The projection (Eq. 9) where the nearest point is known in closed form."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
-from rnas.methods.projection import project
+from rnas.methods.projection import Projection, gradients
+from rnas.methods.projection import project as project_by_slope
 
 
 def start(seed: int) -> list[torch.Tensor]:
@@ -15,6 +18,22 @@ def start(seed: int) -> list[torch.Tensor]:
 
 def norm(tensors: list[torch.Tensor]) -> float:
     return math.sqrt(sum(float((t.detach() ** 2).sum()) for t in tensors))
+
+
+def project(
+    alphas: list[torch.Tensor],
+    f: Callable[[], torch.Tensor],
+    measure: Callable[[], float],
+    bound: float,
+    **options: Any,
+) -> Projection:
+    """Of an F that autograd differentiates."""
+
+    def sloped(scale: float) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        value = f()
+        return value.detach(), gradients(value, alphas, scale)
+
+    return project_by_slope(alphas, sloped, measure, bound, **options)
 
 
 def worst(alphas: list[torch.Tensor], expected: list[torch.Tensor]) -> float:

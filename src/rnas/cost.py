@@ -13,7 +13,7 @@ from torch import nn
 
 from rnas.attacks import PGD
 from rnas.errors import RnasError
-from rnas.graphs import wait
+from rnas.graphs import forget, wait
 from rnas.methods.projection import ROUND
 from rnas.precision import Precision, full_precision
 from rnas.settings import Evaluate, Search, Train
@@ -66,6 +66,7 @@ def measure(net: nn.Module, about: Facts, batch: int, device: torch.device, prec
         gradient = _mean_time(lambda: attack.perturb(fixed, x, y), device)
     step = partial(weight_step, net, parameters, optimizer, None, x, y, clip=5.0, precision=precision)
     weights = _mean_time(step, device)
+    forget(net)
     return Speed(gradient / batch, weights / batch)
 
 

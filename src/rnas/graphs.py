@@ -1,10 +1,10 @@
 """What a GPU computes again and again, recorded once and replayed: CUDA graphs, where they pay.
 
-The host launches the thousands of kernels of an attack one by one, and with small images a GPU waits for it; recorded,
-they are one launch. Whether that is quicker depends on the network, the batch and the machine, so it is tried: the
-second call is timed both ways, the results are compared, and the quicker way stays. `RNAS_CUDA_GRAPHS=0` in the
-environment switches it off; `1` switches it on before torch 2.13, where a recording that fails spoils torch's random
-numbers for the rest of the process.
+The host launches the thousands of kernels of an attack or of a training step one by one, and with small images a GPU
+waits for it; recorded, they are one launch. Whether that is quicker depends on the network, the batch and the machine,
+so it is tried: the second call is timed both ways, the results are compared, and the quicker way stays. All recordings
+on a device share their memory. `RNAS_CUDA_GRAPHS=0` in the environment switches it off; `1` switches it on before torch
+2.13, where a recording that fails spoils torch's random numbers for the rest of the process.
 """
 
 from __future__ import annotations
@@ -12,31 +12,55 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from weakref import WeakKeyDictionary
+from typing import TypeVar
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
 
 from rnas.frozen import is_hooked, is_known
 
-Function = Callable[..., Tensor]
+Values = tuple[Tensor, ...]
+Function = Callable[..., Values]
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is recorded, and how much memory must be left for what is not."""
+
+    name: str
+    room: float
+    """So many times what a call takes must be free beside its recording, for the largest call that may come launched:
+    a projection's step takes 6 times as much as an attack, 2.1 times as a weight step, up to 2.3 times as an α step."""
+    trains: bool = True
+    """In the mode that the network is in, and perhaps with other buffers after it; an attack sees none of that."""
+
+
+ATTACK = Kind("an attack", 7.0, trains=False)
+WEIGHTS = Kind("a weight step", 2.5)
+ALPHAS = Kind("an α step", 2.5)
+PROJECTION = Kind("a projection's step", 1.2)
 
 
 class Recorded:
     """`function` of tensors shaped like `inputs`, recorded. What else it reads must stay where it is in memory."""
 
-    def __init__(self, function: Function, inputs: tuple[Tensor, ...]):
+    def __init__(self, function: Function, inputs: Sequence[Tensor], parameters: Sequence[nn.Parameter] = ()):
         self._inputs = [t.clone() for t in inputs]
-        self._replay, self._output = record(partial(function, *self._inputs), inputs[0].device)
+        self._replay, self._values = record(partial(function, *self._inputs), inputs[0].device)
+        self._gradients = [(p, p.grad) for p in parameters]
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
+    def __call__(self, *inputs: Tensor) -> Values:
         for kept, new in zip(self._inputs, inputs, strict=True):
             kept.copy_(new)
         self._replay()
-        return self._output.clone()
+        for p, gradient in self._gradients:
+            p.grad = gradient
+        return tuple(value.clone() for value in self._values)
 
 
 @dataclass
@@ -44,33 +68,45 @@ class _Kept:
     """The recordings on a network whose tensors lie at `places`; None where launching is better."""
 
     places: tuple[int, ...]
-    seen: set[Hashable] = field(default_factory=set)
+    seen: dict[Hashable, tuple[object, ...]] = field(default_factory=dict)  # the modes of the newest calls
     recorded: dict[Hashable, Recorded | None] = field(default_factory=dict)
 
 
 _kept: WeakKeyDictionary[nn.Module, _Kept] = WeakKeyDictionary()
 
 
-def replayed(function: Function, net: nn.Module, key: Hashable, *inputs: Tensor) -> Tensor:
+def replayed(
+    kind: Kind,
+    function: Function,
+    net: nn.Module,
+    key: Hashable,
+    inputs: Sequence[Tensor],
+    parameters: Sequence[nn.Parameter] = (),
+) -> Values:
     """`function(*inputs)`, by replaying a recording of it where that is quicker; with the same random numbers.
 
-    `function` depends on its inputs, the parameters and buffers of `net` and what `key` stands for alone, reads no
-    value back to the host, and leaves nothing behind but its result, which is new images for the first of its inputs.
-    Only with networks of rnas's own is that known: with others it is called each time.
+    `function` depends on its inputs, the parameters, buffers and mode of `net` and what `key` stands for alone, and
+    reads no value back to the host. It returns tensors of its own (of an attack: new images for the first of its
+    inputs), changes buffers of `net` in place, gives each of `parameters` a new `.grad` (or None), and leaves nothing
+    else behind. Only with networks of rnas's own is that known: with others it is called each time.
+
+    The values are the caller's. Gradients may be the recording's own memory: theirs until the next replay of any.
     """
-    places = _places(net) if recordable(inputs[0].device) else None
-    if places is None:
+    looked = _look(net, kind.trains) if recordable(inputs[0].device) else None
+    if looked is None:
         return function(*inputs)
+    places, mode = looked
     kept = _kept.get(net)
     if kept is None or kept.places != places:
         kept = _kept[net] = _Kept(places)
-    key = (key, *((t.shape, t.stride(), t.dtype, t.device) for t in inputs))
-    if key not in kept.seen:  # the first call prepares kernels and chooses among them
-        kept.seen.add(key)
+    key = (kind, key, *((t.shape, t.stride(), t.dtype, t.device) for t in inputs), *map(id, parameters))
+    if kept.seen.get(key) != mode:  # the first call prepares kernels and chooses among them
+        kept.seen[key] = mode
+        kept.recorded.pop(key, None)  # of another mode, such as the drop-path of the last epoch: its memory is needed
         return function(*inputs)
     if key not in kept.recorded:
-        kept.recorded[key], result = _tried(function, inputs)
-        return result
+        kept.recorded[key], values = _tried(kind, function, net, inputs, parameters)
+        return values
     recorded = kept.recorded[key]
     return function(*inputs) if recorded is None else recorded(*inputs)
 
@@ -86,12 +122,15 @@ def recordable(device: torch.device) -> bool:
     return device.type == "cuda" and (torch.__version__ >= "2.13" if wish is None else wish != "0")
 
 
-def _places(net: nn.Module) -> tuple[int, ...] | None:
-    """Where all that `net` computes with lies; None if that may not be all: it has hooks, or a module of others.
+def _look(net: nn.Module, trains: bool) -> tuple[tuple[int, ...], tuple[object, ...]] | None:
+    """Where all that `net` computes with lies, and its mode if it `trains`: flags and numbers that may change from call
+    to call. None if that may not be all: it has hooks, or a module of others.
 
-    Once for every attack, so without the names that `net.parameters()` makes up: half of the time.
+    Once for every call, so without the names that `net.parameters()` makes up (half of the time), and of torch's own
+    modules only the probability of a dropout.
     """
     places: list[int] = []
+    mode: list[object] = []
     kinds: set[type] = set()
     todo = [net]
     while todo:
@@ -102,41 +141,83 @@ def _places(net: nn.Module) -> tuple[int, ...] | None:
         todo.extend(child for child in module._modules.values() if child is not None)
         for tensors in (module._parameters, module._buffers):
             places.extend(t.data_ptr() for t in tensors.values() if t is not None)
-    return tuple(places) if all(map(is_known, kinds)) else None
+        if trains:
+            parameters = [p for p in module._parameters.values() if p is not None]
+            if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in parameters):
+                return None
+            mode += [module.training, module.__dict__.get("p"), *(p.requires_grad for p in parameters)]
+            if type(module).__module__.startswith("rnas."):
+                mode.extend(v for v in vars(module).values() if isinstance(v, int | float | str))
+    return (tuple(places), tuple(mode)) if all(map(is_known, kinds)) else None
 
 
-ROOM = 6
-"""A recording keeps the memory of a pass for good. So much more must be free: an α step keeps 5.5 times as much."""
+class _State:
+    """What a call leaves behind beside its values, as it is now: random numbers, buffers, gradients."""
+
+    def __init__(self, net: nn.Module, parameters: Sequence[nn.Parameter], device: torch.device):
+        self.device = device
+        self.generator = _generator_state(device)
+        self.buffers = [(buffer, buffer.clone()) for buffer in net.buffers()]
+        self.gradients = [(p, p.grad) for p in parameters]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        _set_generator(self.device, self.generator)
+        for buffer, value in self.buffers:
+            buffer.copy_(value)
+        for p, gradient in self.gradients:
+            p.grad = gradient
+
+    def equals(self, wanted: _State, start: _State) -> bool:
+        """Up to rounding; both were reached from `start`."""
+        gradients = ([gradient for _, gradient in state.gradients] for state in (self, wanted))
+        return (
+            torch.equal(self.generator, wanted.generator)
+            and torch.equal(self._buffers(counts=True), wanted._buffers(counts=True))
+            and _near(self._buffers(), wanted._buffers(), start._buffers())
+            and _same_gradients(*gradients)
+        )
+
+    def _buffers(self, counts: bool = False) -> Tensor:
+        """All that are numbers, or `counts`, joined (N,)."""
+        values = [value.flatten() for _, value in self.buffers if value.is_floating_point() != counts]
+        return torch.cat(values) if values else torch.empty(0)
 
 
-def _tried(function: Function, inputs: tuple[Tensor, ...]) -> tuple[Recorded | None, Tensor]:
-    """The recording, if it is right, quicker and there is room for it; and the result.
+def _tried(
+    kind: Kind, function: Function, net: nn.Module, inputs: Sequence[Tensor], parameters: Sequence[nn.Parameter]
+) -> tuple[Recorded | None, Values]:
+    """The recording, if it is right, quicker and there is room for it; and the values.
 
-    Random numbers are drawn as by one call, whatever comes of the recording.
+    Whatever comes of the recording, random numbers, buffers and gradients are what one launched call leaves behind.
     """
     device = inputs[0].device
-    before = _generator_state(device)
-    expected, launched = _timed(partial(function, *inputs), device)
-    after = _generator_state(device)
+    before = _State(net, parameters, device)
+    free = _free_memory(device, emptied=True)
+    expected = function(*inputs)
+    taken = free - _free_memory(device)
+    if free < (1 + kind.room) * taken:
+        return None, expected
+    after = _State(net, parameters, device)
     try:
-        free = _free_memory(device)
-        _set_generator(device, before)
-        recorded = Recorded(function, inputs)
-        _set_generator(device, before)
-        result, replayed_in = _timed(partial(recorded, *inputs), device)
-        same_numbers = torch.equal(_generator_state(device), after)
-        left = _free_memory(device)
-    except RuntimeError as error:  # torch.OutOfMemoryError is one
-        why = next(iter(str(error).splitlines()), type(error).__name__)
-        _warn(f"could not be recorded as a CUDA graph ({why})")
+        before.restore()
+        _, launched = _timed(partial(function, *inputs), device)
+        before.restore()
+        recorded = Recorded(function, inputs, parameters)
+        before.restore()
+        values, replayed_in = _timed(partial(recorded, *inputs), device)
+        start = [torch.zeros_like(e) if kind.trains else inputs[0] for e in expected]
+        right = all(map(_near, values, expected, start)) and _State(net, parameters, device).equals(after, before)
+    except RuntimeError as error:
+        if not _is_lack_of_memory(error):  # that is no fault: launching needs less
+            why = next(iter(str(error).splitlines()), type(error).__name__)
+            _warn(kind, f"could not be recorded as a CUDA graph ({why})")
         return None, expected
     finally:
-        _set_generator(device, after)
-    if not (same_numbers and _alike(result, expected, inputs[0])):
-        _warn("gave another result when replayed as a CUDA graph")
-        return None, expected
-    roomy = left >= ROOM * (free - left)
-    return (recorded if roomy and pays(launched, replayed_in) else None), expected
+        after.restore()
+    if not right:
+        _warn(kind, "gave another result when replayed as a CUDA graph")
+    return (recorded if right and pays(launched, replayed_in) else None), expected
 
 
 def pays(launched: float, replayed_in: float) -> bool:
@@ -144,14 +225,39 @@ def pays(launched: float, replayed_in: float) -> bool:
     return replayed_in < launched
 
 
-def _alike(result: Tensor, expected: Tensor, start: Tensor) -> bool:
-    """Equal but for what rounding in another order does: where a gradient is about zero, its sign may differ."""
-    result, expected = result.nan_to_num(), expected.nan_to_num()  # of a network that has diverged
-    return bool((result - expected).abs().mean() <= 0.1 * (expected - start).abs().mean())
+@torch.no_grad()
+def _near(got: Tensor, wanted: Tensor, start: Tensor) -> bool:
+    """Equal but for what rounding in another order does; both were reached from `start`. Where a gradient is about
+    zero, its sign may differ, and so an attack's step."""
+    got, wanted = got.nan_to_num(), wanted.nan_to_num()  # of a network that has diverged
+    return bool((got - wanted).abs().sum() <= 0.1 * (wanted - start.nan_to_num()).abs().sum())
 
 
-def _warn(what: str) -> None:
-    warnings.warn(f"an attack {what}: it goes on without", RuntimeWarning, stacklevel=4)
+@torch.no_grad()
+def _same_gradients(got: Sequence[Tensor | None], wanted: Sequence[Tensor | None]) -> bool:
+    """As `_near`, all together; and each by itself is no other gradient, unless it is nothing but rounding, as that of
+    a bias before BN."""
+    if [g is None for g in got] != [w is None for w in wanted]:
+        return False
+    pairs = [
+        (g.nan_to_num(), w.nan_to_num()) for g, w in zip(got, wanted, strict=True) if g is not None and w is not None
+    ]
+    if not pairs:
+        return True
+    counts = torch.tensor([w.numel() for _, w in pairs], dtype=torch.float64)
+    off = torch.stack([(g - w).abs().sum(dtype=torch.float64) for g, w in pairs]).cpu()
+    size = torch.stack([w.abs().sum(dtype=torch.float64) for _, w in pairs]).cpu()
+    each = off <= 0.5 * size + 0.01 * counts * size.sum() / counts.sum()
+    return bool(each.all() and off.sum() <= 0.1 * size.sum())
+
+
+def _is_lack_of_memory(error: BaseException | None) -> bool:
+    """Itself, or what it came of."""
+    return error is not None and ("out of memory" in str(error) or _is_lack_of_memory(error.__context__))
+
+
+def _warn(kind: Kind, what: str) -> None:
+    warnings.warn(f"{kind.name} {what}: it goes on without", RuntimeWarning, stacklevel=4)
 
 
 def _generator_state(device: torch.device) -> Tensor:
@@ -165,15 +271,16 @@ def _set_generator(device: torch.device, state: Tensor) -> None:
         torch.set_rng_state(state)
 
 
-def _free_memory(device: torch.device) -> int:
-    """In bytes, what torch keeps for later use included; without end on a CPU."""
+def _free_memory(device: torch.device, emptied: bool = False) -> int:
+    """In bytes, without what torch keeps for later use, unless that is `emptied` first; without end on a CPU."""
     if device.type != "cuda":
         return 2**63
-    torch.cuda.empty_cache()
+    if emptied:
+        torch.cuda.empty_cache()
     return int(torch.cuda.mem_get_info(device)[0])
 
 
-def _timed(run: Callable[[], Tensor], device: torch.device) -> tuple[Tensor, float]:
+def _timed(run: Callable[[], R], device: torch.device) -> tuple[R, float]:
     wait(device)
     started = time.perf_counter()
     result = run()
@@ -189,22 +296,26 @@ def wait(device: torch.device) -> None:
 
 # One for each device: libraries keep workspaces for every stream that they see.
 _streams: dict[torch.device, torch.cuda.Stream] = {}
+# They share a pool of memory, for one is replayed after the other; which torch closes for good with the last of them.
+_graphs: dict[torch.device, WeakSet[torch.cuda.CUDAGraph]] = {}
 
 
-def record(run: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], None], Tensor]:
+def record(run: Callable[[], R], device: torch.device) -> tuple[Callable[[], None], R]:
     """What replays `run`, and where its result lies then."""
     with torch.cuda.device(device):
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         if device not in _streams:
             _streams[device] = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        aside = _streams[device]
+        aside, others = _streams[device], _graphs.setdefault(device, WeakSet())
+        pool = next((other.pool() for other in others), None)
         try:
             aside.wait_stream(stream)
             with torch.cuda.stream(aside):
                 run()  # once on that stream, as torch's notes on CUDA graphs want it
             stream.wait_stream(aside)
-            with torch.cuda.graph(graph, stream=aside):
+            with torch.cuda.graph(graph, pool=pool, stream=aside):
                 output = run()
         finally:
             torch.cuda.set_stream(stream)  # a recording that fails leaves its own
+        others.add(graph)
     return graph.replay, output

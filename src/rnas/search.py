@@ -17,6 +17,7 @@ from rnas.data import Split, batches, halves
 from rnas.data.dataset import stratified
 from rnas.errors import RnasError
 from rnas.genotype import Genotype
+from rnas.graphs import forget
 from rnas.methods.projection import Projection
 from rnas.methods.rnas import Batch, Measured, Rnas
 from rnas.nets.derived import check_image_size
@@ -141,6 +142,7 @@ def search(settings: Search, console: Console | None = None) -> Genotype:
         run.log(**event)
         state.save(run.folder)
         console.say(_line(event, settings.epochs))
+    forget(net)
     last = _last(run.folder)
     if last["H"] is not None and last["F"] > last["H"]:
         message = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from rnas.console import Console
 from rnas.data import Dataset, check_apart, load
 from rnas.errors import RnasError
 from rnas.frozen import Model, frozen
-from rnas.graphs import replayed
+from rnas.graphs import ATTACK, WEIGHTS, Kind, replayed
 from rnas.nets.fast_kernels import arranged_for
 from rnas.precision import Precision
 from rnas.runs import SETTINGS, training_of
@@ -76,13 +76,13 @@ def training_attack(perturbation: Perturbation, data: Dataset) -> PGD:
 def craft(attack: PGD, net: nn.Module, x: Tensor, y: Tensor, precision: Precision = FP32) -> Tensor:
     """Adversarial images against `net` in eval mode; the network is left as it was."""
 
-    def perturbed(x: Tensor, y: Tensor) -> Tensor:
+    def perturbed(x: Tensor, y: Tensor) -> tuple[Tensor]:
         with frozen_for(net, x.device, precision) as fixed:
-            return attack.perturb(fixed, x, y)
+            return (attack.perturb(fixed, x, y),)
 
     if attack.seed is not None or attack.any_iterate:  # the host draws, or decides
-        return perturbed(x, y)
-    return replayed(perturbed, net, (attack, precision), x, y)
+        return perturbed(x, y)[0]
+    return replayed(ATTACK, perturbed, net, (attack, precision), (x, y))[0]
 
 
 @contextmanager
@@ -97,7 +97,7 @@ def frozen_for(net: nn.Module, device: torch.device, precision: Precision) -> It
 def craft_away(attack: PGD, net: nn.Module, x: Tensor, precision: Precision = FP32) -> Tensor:
     """TRADES's adversarial images: PGD that drives the prediction away from the clean one, whatever the label."""
 
-    def perturbed(x: Tensor) -> Tensor:
+    def perturbed(x: Tensor) -> tuple[Tensor]:
         with frozen_for(net, x.device, precision) as fixed:
             with torch.no_grad():
                 clean = fixed(x).log_softmax(1)
@@ -105,9 +105,9 @@ def craft_away(attack: PGD, net: nn.Module, x: Tensor, precision: Precision = FP
             for _ in range(attack.steps):
                 gradient, _ = ascent_direction(fixed, x_adv, clean, _divergence)
                 x_adv = project(x_adv + attack.step * steepest(gradient, attack.norm), x, attack.eps, attack.norm)
-        return x_adv
+        return (x_adv,)
 
-    return replayed(perturbed, net, (attack, precision, "away"), x)
+    return replayed(ATTACK, perturbed, net, (attack, precision, "away"), (x,))[0]
 
 
 def _divergence(logits: Tensor, clean: Tensor) -> Tensor:
@@ -208,21 +208,48 @@ def weight_step(
     KL(clean ‖ adversarial) (Zhang et al. 2019, Eq. 5). Returns the loss and the logits (B,classes) it was taken on.
     """
     forward = precision.of(net)
-    if trades_beta is None or attack is None:
-        x_adv = arranged_for(net, x if attack is None else craft(attack, net, x, y, precision))
-        net.train()
-        logits = forward(x_adv)
-        loss = F.cross_entropy(logits, y)
-    else:
-        x, x_adv = arranged_for(net, x), arranged_for(net, craft_away(attack, net, x, precision))
-        net.train()
+
+    def loss_of(x_adv: Tensor, y: Tensor, x: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        if x is None or trades_beta is None:
+            logits = forward(x_adv)
+            return F.cross_entropy(logits, y), logits
         clean, logits = forward(x), forward(x_adv)
-        loss = F.cross_entropy(clean, y) + trades_beta * _divergence(logits, clean.log_softmax(1)).mean()
+        return F.cross_entropy(clean, y) + trades_beta * _divergence(logits, clean.log_softmax(1)).mean(), logits
+
+    if trades_beta is None or attack is None:
+        inputs = [arranged_for(net, x if attack is None else craft(attack, net, x, y, precision)), y]
+    else:
+        inputs = [arranged_for(net, craft_away(attack, net, x, precision)), y, arranged_for(net, x)]
+    net.train()
     optimizer.zero_grad(set_to_none=True)
-    torch.autograd.backward(loss, inputs=list(thetas))
+    loss, logits = differentiated(WEIGHTS, loss_of, net, (precision, trades_beta), inputs, thetas)
     nn.utils.clip_grad_norm_(thetas, clip)
     optimizer.step()
-    return loss.detach(), logits.detach()
+    return loss, logits
+
+
+def differentiated(
+    kind: Kind,
+    loss_of: Callable[..., tuple[Tensor, Tensor]],
+    net: nn.Module,
+    key: Hashable,
+    inputs: Sequence[Tensor],
+    parameters: Sequence[nn.Parameter],
+) -> tuple[Tensor, Tensor]:
+    """The loss and the logits (B,classes) that `loss_of(*inputs)` returns; `parameters` get its gradients, recorded
+    where that pays: theirs until the next step. `key` is what `loss_of` depends on besides `net`."""
+
+    def passed(*inputs: Tensor) -> tuple[Tensor, Tensor]:
+        for p in parameters:
+            p.grad = None
+        loss, logits = loss_of(*inputs)
+        torch.autograd.backward(loss, inputs=list(parameters))
+        return loss.detach(), logits.detach()
+
+    if getattr(net, "saving_memory", False):  # a checkpoint reads the generator's state, which no recording may
+        return passed(*inputs)
+    loss, logits = replayed(kind, passed, net, key, inputs, parameters)
+    return loss, logits
 
 
 @contextmanager

@@ -101,11 +101,14 @@ class CUDAGraph:
     def replay(self) -> None:
         self.tape.replay()
 
+    def pool(self) -> tuple[int, int]:
+        return (0, 1)
+
 
 class Recording:
     """`torch.cuda.graph`: what happens inside is kept; nothing may wait, and no number counts as drawn."""
 
-    def __init__(self, graph: CUDAGraph, stream: Stream | None = None):
+    def __init__(self, graph: CUDAGraph, pool: tuple[int, int] | None = None, stream: Stream | None = None):
         self.graph = graph
 
     def __enter__(self) -> None:
@@ -119,6 +122,12 @@ class Recording:
         waiting.recording = False
         waiting.settle()
         torch.cuda.set_rng_state(self.drawn)
+
+
+def get_rng_state(of: object = "cuda") -> torch.Tensor:
+    if waiting.recording:
+        raise RuntimeError("Cannot call CUDAGeneratorImpl::current_seed during CUDA graph capture.")
+    return torch.cuda.default_generators[0].get_state()
 
 
 def new_storage(cls: type, *size: int, device: torch.device | str = "cpu", **options: Any) -> torch.UntypedStorage:
@@ -144,6 +153,7 @@ emulated = {
     "get_device_name": lambda of=None: NAME,
     "get_device_properties": lambda of=None: SimpleNamespace(name=NAME, total_memory=MEMORY),  # torch._dynamo asks
     "is_bf16_supported": lambda *options: True,  # autocast asks
+    "get_rng_state": get_rng_state,
     "synchronize": waiting.synchronize,
     "empty_cache": nothing,
     "mem_get_info": lambda of=None: (MEMORY - device.memory_allocated(), MEMORY),

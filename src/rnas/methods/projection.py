@@ -31,7 +31,7 @@ class Projection:
 
 def project(
     alphas: Sequence[Tensor],
-    vulnerability: Callable[[], Tensor],
+    sloped: Callable[[float], tuple[Tensor, Sequence[Tensor]]],
     measure: Callable[[], float],
     bound: float,
     *,
@@ -42,9 +42,9 @@ def project(
 ) -> Projection:
     """Move `alphas`, in place, to the nearest point where F is at most `bound`. # Eq. 9
 
-    `vulnerability()` is F at the alphas as they are, differentiable, perhaps on a sample; `measure()` is the F by
-    which feasibility is judged. Nothing moves if F ≤ H already. It aims at (1 - margin)·H, as a
-    sampled F scatters, and lower where the samples' F proves smaller than the measured one.
+    `sloped(scale)` is F at the alphas as they are, perhaps on a sample, and the `gradients` of F / scale, which may be
+    gone at its next call; `measure()` is the F by which feasibility is judged. Nothing moves if F ≤ H already. It aims
+    at (1 - margin)·H, as a sampled F scatters, and lower where the samples' F proves smaller than the measured one.
     Stops early once feasible and stationary (the Lagrangian's gradient is at most `tolerance`); otherwise, after
     `steps`, takes the nearest of the feasible points at which it measured, or the last point if there was none.
     No coordinate moves by more than `lr` a step; over the second half of the steps that falls to nothing.
@@ -59,9 +59,8 @@ def project(
     best: tuple[float, float, list[Tensor]] | None = None  # distance, F, point
     checks = max(2 * ROUND, steps // 6)
     for k in range(1, steps + 1):
-        g = (vulnerability() - target) / scale
-        pull = torch.autograd.grad(g, alphas, allow_unused=True, materialize_grads=True)  # ∇g
-        value = g.item()
+        sampled, pull = sloped(scale)  # F and ∇g
+        value = ((sampled - target) / scale).item()  # g
         if not math.isfinite(value):
             raise RnasError(f"F became {value * scale + target} in the projection, step {k}: the weights have diverged")
         penalty = stiffness / max(_dot(pull, pull), 1e-30)
@@ -98,6 +97,11 @@ def project(
                 a.copy_(a_best)
         distance, measured = best[0], best[1]
     return Projection(before, measured, multiplier, distance, k)
+
+
+def gradients(f: Tensor, alphas: Sequence[Tensor], scale: float) -> tuple[Tensor, ...]:
+    """Those of `f / scale` for each of `alphas`: zeros for one that `f` does not depend on."""
+    return torch.autograd.grad(f / scale, alphas, allow_unused=True, materialize_grads=True)
 
 
 def _newton_step(slope: list[Tensor], pull: Sequence[Tensor], penalty: float, curvature: float) -> list[Tensor]:

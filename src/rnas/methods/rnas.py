@@ -10,12 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rnas.attacks import PGD
-from rnas.methods.projection import ROUND, Projection, project
+from rnas.graphs import ALPHAS, PROJECTION, replayed
+from rnas.methods.projection import ROUND, Projection, gradients, project
 from rnas.nets.recompute import buffers_kept
 from rnas.nets.supernet import Supernet
 from rnas.precision import Precision
 from rnas.settings import Search
-from rnas.steps import FP32, Running, choose_precision, craft, only
+from rnas.steps import FP32, Running, choose_precision, craft, differentiated, only
 from rnas.vulnerability import network_vulnerability
 
 Batch = tuple[Tensor, Tensor]  # x (B,3,H,W) in [0,1], y (B,)
@@ -55,15 +56,20 @@ class Rnas:
         x_adv = craft(self.attack, self.net, x, y, self.precision)
         self.net.train()
         forward = self.precision.of(self.net)
-        with only(self.net.alphas, self.net):
+
+        def loss_of(x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
             logits = forward(x_adv)
             loss = F.cross_entropy(logits, y)
             if self.settings.arch_loss == "clean+adv":
                 loss = loss + F.cross_entropy(forward(x), y)
-            self.optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(loss, inputs=self.net.alphas)
+            return loss, logits
+
+        self.optimizer.zero_grad(set_to_none=True)
+        with only(self.net.alphas, self.net):
+            key = self.precision, self.settings.arch_loss
+            loss, logits = differentiated(ALPHAS, loss_of, self.net, key, (x, x_adv, y), self.net.alphas)
         self.optimizer.step()
-        return loss.detach(), logits.detach()
+        return loss, logits
 
     def project(self, batches: Iterator[Batch], monitored: Iterable[Batch], bound: float, steps: int) -> Projection:
         """Step 2 of Phase II: α to the nearest α_p with F(α_p) ≤ `bound` (Eq. 9), θ fixed.
@@ -73,16 +79,17 @@ class Rnas:
         """
         monitored = list(monitored)
 
-        def rounds() -> Iterator[Tensor]:
+        def rounds() -> Iterator[Batch]:
             for x, y in batches:
                 x_adv = craft(self.attack, self.net, x, y, self.precision)
                 for _ in range(ROUND):
-                    yield self.vulnerability(x, x_adv, self.precision)
+                    yield x, x_adv
 
+        drawn = rounds()
         with only(self.net.alphas, self.net):
             return project(
                 self.net.alphas,
-                rounds().__next__,
+                lambda scale: self.sloped(*next(drawn), scale),
                 lambda: self.measure(monitored).vulnerability,
                 bound,
                 steps=steps,
@@ -97,6 +104,18 @@ class Rnas:
             clean = self.net.forward_cells(x)[1]
             adversarial = self.net.forward_cells(x_adv)[1]
         return network_vulnerability(clean, adversarial, self.settings.reduction, self.settings.features)
+
+    def sloped(self, x: Tensor, x_adv: Tensor, scale: float = 1.0) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """F as of `vulnerability`, and the gradients of F / scale for the α."""
+
+        def passed(x: Tensor, x_adv: Tensor) -> tuple[Tensor, ...]:
+            f = self.vulnerability(x, x_adv, self.precision)
+            return f.detach(), *gradients(f, self.net.alphas, scale)
+
+        self.net.train()
+        key = self.precision, self.settings.reduction, self.settings.features, scale
+        f, *slope = replayed(PROJECTION, passed, self.net, key, (x, x_adv))
+        return f, tuple(slope)
 
     def measure(self, batches: Iterable[Batch]) -> Measured:
         """Losses, accuracies and F over `batches`: the same for the same network, which is left as it was.

@@ -73,7 +73,8 @@ class FastCell(SupernetCell):
         if not self.training:
             return self.run(s0, s1, self.fold(weights))
         if self.checkpointed and torch.is_grad_enabled():
-            out, rule = checkpoint(self._run_train, s0, s1, weights, use_reentrant=False)
+            # No random numbers are drawn in a cell, and a recording (`rnas.graphs`) could not read their state.
+            out, rule = checkpoint(self._run_train, s0, s1, weights, use_reentrant=False, preserve_rng_state=False)
         else:
             out, rule = self._run_train(s0, s1, weights)
         rule.update()  # here, because a checkpoint runs the cell a second time
