@@ -13,7 +13,8 @@ and the steps of an iteration:
   alpha       α's gradient on clean and adversarial images (train mode, Eq. 8)
   projection  α's gradient of the network vulnerability (train mode, Eq. 9)
   iteration   14 pgd + weight + alpha, from the medians
-On a GPU the fast pgd step is a seventh of a whole attack as a search makes it, recorded or not (`rnas.graphs`).
+On a GPU the fast steps are timed as a search takes them, recorded where that pays (`rnas.graphs`), and launched as
+well; the pgd step is a seventh of a whole attack.
 The floor of a step is its multiply-adds at the rate of a large matrix product, beside the bytes that its convolutions
 must read and write at the rate of a copy; what its calls cost is the time of the same step on one 8x8 image. On a CPU
 peak memory is measured at --memory-batch-size in processes of their own, on a GPU at every batch size. From the steps
@@ -27,6 +28,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -56,13 +58,15 @@ from benchmarks.timing import (
 from rnas.attacks import PGD
 from rnas.attacks.norms import project, steepest
 from rnas.frozen import unfolded
+from rnas.graphs import ALPHAS, WEIGHTS, forget
+from rnas.methods.rnas import Rnas
 from rnas.nets import fast
 from rnas.nets.count import macs
 from rnas.nets.fast import FastSupernet
 from rnas.nets.supernet import Supernet
 from rnas.precision import Precision, full_precision
-from rnas.settings import SearchSpace
-from rnas.steps import choose_precision, craft
+from rnas.settings import Search, SearchSpace
+from rnas.steps import choose_precision, craft, differentiated
 from rnas.vulnerability import network_vulnerability
 
 VARIANTS = ("published", "frozen", "fast")
@@ -115,6 +119,32 @@ class Steps:
         with self.precision.autocast(self.x.device):
             return self.net.frozen_view()
 
+    def as_chosen(self, step: str) -> Callable[[], object]:
+        """The step as a search takes it on a GPU: launched, or recorded where that is quicker (`rnas.graphs`)."""
+        self.prepare(step)
+        if step == "pgd":
+            attack = PGD(steps=ATTACK_STEPS)
+            return partial(craft, attack, self.net, self.x, self.y, self.precision)
+        if step == "projection":
+            method = Rnas(self.net, PGD(), Search(out=Path(), precision=self.precision.name))
+            return partial(method.sloped, self.x, self.x_adv)
+        if step == "alpha":
+            kind, wanted, loss = ALPHAS, self.alphas, self.losses_on_both
+        else:
+            kind, wanted, loss = WEIGHTS, self.thetas, self.loss_on_adversarial
+        inputs = self.x, self.x_adv, self.y
+        return partial(differentiated, kind, loss, self.net, (step, self.precision), inputs, wanted)
+
+    def loss_on_adversarial(self, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """What a weight step descends on, and logits."""
+        logits = self.logits(x_adv)
+        return F.cross_entropy(logits, y), logits
+
+    def losses_on_both(self, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """What an α step descends on (Eq. 8), and logits."""
+        logits = self.logits(x_adv)
+        return F.cross_entropy(self.logits(x), y) + F.cross_entropy(logits, y), logits
+
     def logits(self, x: Tensor) -> Tensor:
         return self.precision.of(self.net)(x)
 
@@ -125,11 +155,10 @@ class Steps:
             return project(x_adv + 2 / 255 * steepest(grad, "linf"), self.x, 8 / 255, "linf")
 
     def weight(self) -> None:
-        self._differentiate(F.cross_entropy(self.logits(self.x_adv), self.y), self.thetas)
+        self._differentiate(self.loss_on_adversarial(self.x, self.x_adv, self.y)[0], self.thetas)
 
     def alpha(self) -> None:
-        loss = F.cross_entropy(self.logits(self.x), self.y) + F.cross_entropy(self.logits(self.x_adv), self.y)
-        self._differentiate(loss, self.alphas)
+        self._differentiate(self.losses_on_both(self.x, self.x_adv, self.y)[0], self.alphas)
 
     def projection(self) -> None:
         with self.precision.autocast(self.x.device):
@@ -141,16 +170,21 @@ def measure(batch_size: int, rounds: int, device: str, precision: Precision) -> 
     """Seconds of each step of each variant, and their ratios; and of the paper's search."""
     steps = {variant: Steps(variant, batch_size, device, precision) for variant in VARIANTS}
     seconds: dict[str, dict[str, float | None]] = {}
+    launched: dict[str, float | None] = {}
     samples: dict[str, dict[str, list[float]]] = {}
     for step in PASSES:
-        samples[step] = interleaved({v: s.prepare(step) for v, s in steps.items()}, rounds, device)
-        seconds[step] = {variant: median(values) for variant, values in samples[step].items()}
-    folding = median(interleaved({"": steps["fast"].fold}, rounds, device)[""])
-    if seconds["pgd"]["fast"] is not None and folding is not None:
-        seconds["pgd"]["fast"] += folding / ATTACK_STEPS
-    whole_attack = attacks(steps["fast"], rounds, device) if device == "cuda" else {}
-    if (chosen := whole_attack.get("as chosen")) is not None:
-        seconds["pgd"]["fast"] = chosen / ATTACK_STEPS
+        samples[step] = interleaved(runs_of(steps, step, device), rounds, device)
+        forget(steps["fast"].net)
+        medians = {variant: median(values) for variant, values in samples[step].items()}
+        seconds[step] = {variant: medians[variant] for variant in VARIANTS}
+        if device == "cuda":
+            launched[step] = medians[LAUNCHED]
+    folding = median(interleaved({"": steps["fast"].fold}, rounds, device)[""]) or 0.0
+    if device == "cuda":
+        seconds["pgd"]["fast"] = scaled(seconds["pgd"]["fast"], 1 / ATTACK_STEPS)  # a whole attack was timed
+        launched["pgd"] = scaled(launched["pgd"], plus=folding / ATTACK_STEPS)
+    else:
+        seconds["pgd"]["fast"] = scaled(seconds["pgd"]["fast"], plus=folding / ATTACK_STEPS)
     of_variant = {v: {step: values[v] for step, values in seconds.items()} for v in VARIANTS}
     whole = {v: {step: t for step, t in of.items() if t is not None} for v, of in of_variant.items()}
     whole = {v: of for v, of in whole.items() if len(of) == len(PASSES)}
@@ -164,7 +198,7 @@ def measure(batch_size: int, rounds: int, device: str, precision: Precision) -> 
         "papers_search_seconds": {v: search_seconds(of, batch_size) for v, of in whole.items()},
         "calls_seconds": calls(rounds, device, precision),
         "folding_seconds": folding,
-        "attack_seconds": whole_attack,
+        "launched_seconds": launched,
         "samples": samples,
     }
 
@@ -175,17 +209,31 @@ def calls(rounds: int, device: str, precision: Precision) -> dict[str, float | N
     return {step: median(interleaved({"": steps.prepare(step)}, rounds, device)[""]) for step in PASSES}
 
 
-def attacks(steps: Steps, rounds: int, device: str) -> dict[str, float | None]:
-    """Seconds of a whole attack on the fast supernet: kernel by kernel, and as a search does it (`rnas.graphs`)."""
+def scaled(seconds: float | None, by: float = 1.0, plus: float = 0.0) -> float | None:
+    """`seconds · by + plus`, of what fitted."""
+    return None if seconds is None else seconds * by + plus
 
-    def run(graphs: str) -> None:
-        with mock.patch.dict(os.environ, RNAS_CUDA_GRAPHS=graphs):
-            craft(PGD(steps=ATTACK_STEPS), steps.net, steps.x, steps.y, steps.precision)
 
-    variants = {"launched": partial(run, "0"), "as chosen": partial(run, "1")}
-    for _ in range(2):  # the second call chooses
-        fits(variants["as chosen"])
-    return {variant: median(of) for variant, of in interleaved(variants, rounds, device).items()}
+LAUNCHED = "fast, launched"
+
+
+def runs_of(steps: dict[str, Steps], step: str, device: str) -> dict[str, Callable[[], object]]:
+    """A step of every variant; on a GPU that of the fast supernet as a search takes it, and launched as well."""
+    runs = {variant: of.prepare(step) for variant, of in steps.items()}
+    if device == "cuda":
+        runs |= {
+            LAUNCHED: partial(with_recordings, "0", runs["fast"]),
+            "fast": partial(with_recordings, "1", steps["fast"].as_chosen(step)),
+        }
+        for _ in range(2):  # the second call chooses
+            fits(runs["fast"])
+    return runs
+
+
+def with_recordings(wish: str, run: Callable[[], object]) -> None:
+    """Run it with recordings switched on or off."""
+    with mock.patch.dict(os.environ, RNAS_CUDA_GRAPHS=wish):
+        run()
 
 
 def iteration(seconds: Mapping[str, float]) -> float:
@@ -279,8 +327,9 @@ def report(run: dict[str, Any]) -> str:
             called = in_ms(run["calls_seconds"][step])
         shown = "".join(f"{with_rate(seconds.get(c), size):>15}" for c in columns)
         lines.append(f"{step:12}{marks[0]:>16}{marks[1]:>13}{shown}{called:>8}")
-    for variant, seconds in run["attack_seconds"].items():
-        lines.append(f"a whole attack of {ATTACK_STEPS} steps, fast, {variant}: {in_ms(seconds)} ms")
+    if run["launched_seconds"]:
+        shown = ", ".join(f"{step} {in_ms(seconds)} ms" for step, seconds in run["launched_seconds"].items())
+        lines.append(f"fast, launched kernel by kernel: {shown}")
     for step, peaks in run.get("peak_mib", {}).items():
         shown = ", ".join(f"{v} {'no room' if mib is None else f'{mib:.0f}'}" for v, mib in peaks.items())
         lines.append(f"peak MiB at batch size {run['memory_batch_size']}, {step}: {shown}")

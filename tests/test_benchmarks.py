@@ -83,10 +83,25 @@ def test_the_benchmark_of_the_search_runs(
     assert runs[0]["papers_search_seconds"]["fast"] == pytest.approx(search_seconds(fast, 2))
     assert len(runs[0]["samples"]["pgd"]["fast"]) == 1
     assert all(seconds > 0 for seconds in runs[0]["calls_seconds"].values())
-    whole = search_step.attacks(
-        search_step.Steps("fast", 2, "cpu", Precision()), 1, "cpu"
-    )  # without a GPU, both launch
-    assert all(seconds is not None and seconds > 0 for seconds in (whole["launched"], whole["as chosen"]))
+    assert runs[0]["launched_seconds"] == {}, "without a GPU nothing is recorded"
+
+
+@pytest.mark.parametrize("step", search_step.PASSES)
+def test_a_step_as_a_search_takes_it_has_the_gradients_of_the_step(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is timed on a GPU is what is timed elsewhere."""
+    monkeypatch.setattr(search_step, "SearchSpace", lambda: SearchSpace(cells=3, channels=2, nodes=1))
+    steps = search_step.Steps("fast", 2, "cpu", Precision(), image_size=8)
+    found: list[tuple[torch.Tensor, ...]] = []
+    differentiate = steps._differentiate
+    monkeypatch.setattr(steps, "_differentiate", lambda *of: found.append(differentiate(*of)) or found[-1])
+    steps.prepare(step)()
+    result = steps.as_chosen(step)()
+    if step == "pgd":
+        assert result.shape == steps.x.shape
+        return
+    wanted = steps.thetas if step == "weight" else steps.alphas
+    gradients = result[1] if step == "projection" else [p.grad for p in wanted]
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(found[0], gradients, strict=True))
 
 
 def small_cells(name: str, classes: int, cells: int = 3) -> torch.nn.Module:

@@ -301,6 +301,19 @@ def test_on_a_gpu(dtype: torch.dtype, save_memory: bool) -> None:
         compare(plain.eval(), fast.eval(), images(dtype=dtype).cuda())
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("size", [32, 9])
+def test_an_attack_on_a_gpu_sees_the_plain_supernet(size: int) -> None:
+    """What it runs on there, `frozen_view`, in float32: logits and the images' gradient."""
+    plain, fast = (net.cuda().eval() for net in pair(SearchSpace(cells=4, channels=16), dtype=torch.float32))
+    x = images(3, size, dtype=torch.float32).cuda().requires_grad_()
+    with full_precision():
+        (logits, gradient), (fast_logits, fast_gradient) = (
+            (out.detach(), *torch.autograd.grad(out.square().sum(), x)) for out in (plain(x), fast.frozen_view()(x))
+        )
+    assert_equal([logits, gradient], [fast_logits, fast_gradient], torch.float32)
+
+
 def test_the_comparison_itself_runs_off_the_cpu() -> None:
     """Or else the test on a GPU would fail there, where nobody is looking."""
     for net in pair():

@@ -9,6 +9,7 @@ on a device share their memory. `RNAS_CUDA_GRAPHS=0` in the environment switches
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 import warnings
@@ -308,6 +309,9 @@ def record(run: Callable[[], R], device: torch.device) -> tuple[Callable[[], Non
             _streams[device] = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         aside, others = _streams[device], _graphs.setdefault(device, WeakSet())
         pool = next((other.pool() for other in others), None)
+        gc.collect()  # an old pass that is still alive would tie this one to its stream; and not while recording
+        collects = gc.isenabled()
+        gc.disable()
         try:
             aside.wait_stream(stream)
             with torch.cuda.stream(aside):
@@ -317,5 +321,7 @@ def record(run: Callable[[], R], device: torch.device) -> tuple[Callable[[], Non
                 output = run()
         finally:
             torch.cuda.set_stream(stream)  # a recording that fails leaves its own
+            if collects:
+                gc.enable()
         others.add(graph)
     return graph.replay, output

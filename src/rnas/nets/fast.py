@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from rnas.graphs import recordable
 from rnas.nets import fast_cpu, fast_gpu
 from rnas.nets.fast_kernels import arrange
 from rnas.nets.fast_nodes import CellRule, Convolving, Rule, Source, TrainRule, scale_and_shift
@@ -33,11 +34,12 @@ def on_cpu(x: Tensor) -> bool:
     return x.device.type == "cpu"
 
 
-def form_for(x: Tensor) -> ModuleType:
-    """The form of the fast supernet that pays where `x` is."""
+def form_for(x: Tensor, train: bool = False) -> ModuleType:
+    """The form of the fast supernet that pays where `x` is, in train or in eval mode."""
     if on_cpu(x):
         return fast_cpu
-    if triton_works(x.device) and x.dtype == torch.float32:
+    pays = recordable(x.device) or not train  # in train mode launching Triton's many kernels costs more than it saves
+    if pays and x.dtype == torch.float32 and triton_works(x.device):
         from rnas.nets import fast_triton
 
         return fast_triton
@@ -81,7 +83,7 @@ class FastCell(SupernetCell):
         return cast(Tensor, out)
 
     def _run_train(self, s0: Tensor, s1: Tensor, weights: Tensor) -> tuple[Tensor, TrainRule]:
-        rule: TrainRule = form_for(weights).BatchStatistics(self._entrances, self._sources, weights)
+        rule: TrainRule = form_for(weights, train=True).BatchStatistics(self._entrances, self._sources, weights)
         return self.run(s0, s1, rule), rule
 
     def fold(self, weights: Tensor) -> Rule:
