@@ -15,6 +15,9 @@ if os.environ.get("RNAS_EMULATED_GPU", "0") != "0":
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+if torch.version.cuda is None:
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before a kernel is imported: Triton's run on the CPU, slowly
+
 # Beside other workers (`pytest -n`) each takes its share of the cores.
 torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
 

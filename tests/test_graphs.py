@@ -138,7 +138,8 @@ def test_what_does_not_pay_is_launched_as_before(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(("free", "kept"), [(800, True), (799, False)])
 def test_a_recording_leaves_room_for_the_other_steps(free: int, kept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """An attack takes 100, so does its recording, and seven times as much must be left, or else none is tried."""
-    monkeypatch.setattr(graphs, "_free_memory", lambda device, emptied=False: free if emptied else free - 100)
+    monkeypatch.setattr(graphs, "_free_memory", lambda device: free)
+    monkeypatch.setattr(graphs, "_weighed", lambda run, device: (run(), 100))
     if not kept:
         monkeypatch.setattr(graphs, "record", lambda run, device: pytest.fail("there is no room"))
     net = supernet()

@@ -1,5 +1,5 @@
-"""The Triton kernels of batch normalisation against torch, in float64; without a GPU in Triton's interpreter:
-`TRITON_INTERPRET=1 pytest tests/test_triton_batch_norm.py`."""
+"""The Triton kernels of batch normalisation against torch, in float64; without a GPU in Triton's
+interpreter (see conftest.py)."""
 
 from __future__ import annotations
 

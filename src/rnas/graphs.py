@@ -13,7 +13,8 @@ import gc
 import os
 import time
 import warnings
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
@@ -127,28 +128,31 @@ def _look(net: nn.Module, trains: bool) -> tuple[tuple[int, ...], tuple[object, 
     """Where all that `net` computes with lies, and its mode if it `trains`: flags and numbers that may change from call
     to call. None if that may not be all: it has hooks, or a module of others.
 
-    Once for every call, so without the names that `net.parameters()` makes up (half of the time), and of torch's own
-    modules only the probability of a dropout.
+    Once for every call, so without the names that `net.parameters()` makes up and past `nn.Module.__getattr__`, and of
+    torch's own modules only the probability of a dropout.
     """
     places: list[int] = []
     mode: list[object] = []
     kinds: set[type] = set()
-    todo = [net]
+    todo: list[nn.Module | None] = [net]
     while todo:
         module = todo.pop()
+        if module is None:
+            continue
+        own, kind = module.__dict__, type(module)
         if is_hooked(module):
             return None
-        kinds.add(type(module))
-        todo.extend(child for child in module._modules.values() if child is not None)
-        for tensors in (module._parameters, module._buffers):
-            places.extend(t.data_ptr() for t in tensors.values() if t is not None)
+        kinds.add(kind)
+        todo.extend(own["_modules"].values())
+        tensors = [t for t in (*own["_parameters"].values(), *own["_buffers"].values()) if t is not None]
+        places += [t.data_ptr() for t in tensors]
         if trains:
-            parameters = [p for p in module._parameters.values() if p is not None]
-            if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in parameters):
+            if any(t._backward_hooks or t._post_accumulate_grad_hooks for t in tensors):
                 return None
-            mode += [module.training, module.__dict__.get("p"), *(p.requires_grad for p in parameters)]
-            if type(module).__module__.startswith("rnas."):
-                mode.extend(v for v in vars(module).values() if isinstance(v, int | float | str))
+            mode += [own["training"], own.get("p")]
+            mode += [t.requires_grad for t in tensors]
+            if kind.__module__.startswith("rnas."):
+                mode += [v for v in own.values() if isinstance(v, int | float | str)]
     return (tuple(places), tuple(mode)) if all(map(is_known, kinds)) else None
 
 
@@ -194,9 +198,8 @@ def _tried(
     """
     device = inputs[0].device
     before = _State(net, parameters, device)
-    free = _free_memory(device, emptied=True)
-    expected = function(*inputs)
-    taken = free - _free_memory(device)
+    free = _free_memory(device)
+    expected, taken = _weighed(partial(function, *inputs), device)
     if free < (1 + kind.room) * taken:
         return None, expected
     after = _State(net, parameters, device)
@@ -272,13 +275,22 @@ def _set_generator(device: torch.device, state: Tensor) -> None:
         torch.set_rng_state(state)
 
 
-def _free_memory(device: torch.device, emptied: bool = False) -> int:
-    """In bytes, without what torch keeps for later use, unless that is `emptied` first; without end on a CPU."""
+def _free_memory(device: torch.device) -> int:
+    """In bytes, what torch keeps for later use included; without end on a CPU."""
     if device.type != "cuda":
         return 2**63
-    if emptied:
-        torch.cuda.empty_cache()
+    torch.cuda.empty_cache()
     return int(torch.cuda.mem_get_info(device)[0])
+
+
+def _weighed(run: Callable[[], R], device: torch.device) -> tuple[R, int]:
+    """What `run` returns, and the most bytes that it took meanwhile. Torch's statistics of the peak start anew."""
+    if device.type != "cuda":
+        return run(), 0
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    result = run()
+    return result, torch.cuda.max_memory_allocated(device) - before
 
 
 def _timed(run: Callable[[], R], device: torch.device) -> tuple[R, float]:
@@ -309,19 +321,34 @@ def record(run: Callable[[], R], device: torch.device) -> tuple[Callable[[], Non
             _streams[device] = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         aside, others = _streams[device], _graphs.setdefault(device, WeakSet())
         pool = next((other.pool() for other in others), None)
-        gc.collect()  # an old pass that is still alive would tie this one to its stream; and not while recording
-        collects = gc.isenabled()
-        gc.disable()
         try:
-            aside.wait_stream(stream)
-            with torch.cuda.stream(aside):
-                run()  # once on that stream, as torch's notes on CUDA graphs want it
-            stream.wait_stream(aside)
-            with torch.cuda.graph(graph, pool=pool, stream=aside):
-                output = run()
+            with _without_old_passes():
+                aside.wait_stream(stream)
+                with torch.cuda.stream(aside):
+                    run()  # once on that stream, as torch's notes on CUDA graphs want it
+                stream.wait_stream(aside)
+                with torch.cuda.graph(graph, pool=pool, stream=aside):
+                    output = run()
         finally:
             torch.cuda.set_stream(stream)  # a recording that fails leaves its own
-            if collects:
-                gc.enable()
         others.add(graph)
     return graph.replay, output
+
+
+@contextmanager
+def _without_old_passes() -> Iterator[None]:
+    """Within, a pass that was launched before ties no recording to its stream: what autograd keeps for a parameter as
+    long as a pass lives remembers it, and CUDA then refuses the recording."""
+    follow = getattr(torch.autograd.graph, "set_override_stale_capture_stream", None)  # 2.11 has none
+    collects = gc.isenabled()
+    gc.collect()
+    gc.disable()  # nor may a recording that nobody needs any more be closed meanwhile
+    try:
+        if follow is not None:
+            follow(True)
+        yield
+    finally:
+        if follow is not None:
+            follow(False)
+        if collects:
+            gc.enable()

@@ -38,7 +38,8 @@ def form_for(x: Tensor, train: bool = False) -> ModuleType:
     """The form of the fast supernet that pays where `x` is, in train or in eval mode."""
     if on_cpu(x):
         return fast_cpu
-    pays = recordable(x.device) or not train  # in train mode launching Triton's many kernels costs more than it saves
+    # In train mode launching Triton's kernels costs more than they save; and in bfloat16 nobody has recorded them yet.
+    pays = not train or (recordable(x.device) and pass_dtype(x) == torch.float32)
     if pays and x.dtype == torch.float32 and triton_works(x.device):
         from rnas.nets import fast_triton
 

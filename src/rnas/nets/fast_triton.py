@@ -11,25 +11,14 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rnas.nets import fast_gpu
 from rnas.nets.fast_gpu import FoldedOperation
-from rnas.nets.fast_nodes import CellRule, Convolving, Source
+from rnas.nets.fast_nodes import CellRule, Convolution, Convolving, Source
 from rnas.nets.triton_batch_norm import normalized
-from rnas.nets.triton_stencils import (
-    Passed,
-    Stencil,
-    bordered,
-    convolve,
-    kernel_grad,
-    mix,
-    pass_back,
-    pass_on,
-    spread,
-)
+from rnas.nets.triton_stencils import Passed, Stencil, convolve, kernel_grad, mix, pass_back, pass_on, spread
 
 
 class _Depthwise(torch.autograd.Function):
@@ -90,65 +79,51 @@ class _Leaving(NamedTuple):
     bias: Tensor
 
     def forward(self, x: Tensor, ends: Tensor, add: bool) -> list[Tensor]:
-        """Write what node `x` (B,C,H,W) brings to its `ends` (B,E,C,H',W') there, or `add` it.
-
-        Returns what `backward` wants: the argmax of the pool, and the middles of separable convolutions.
-        """
+        """Write what node `x` (B,C,H,W) brings to its `ends` (B,E,C,H',W') there, or `add` it. For `backward`: all."""
         kept = [pass_on(x, self.passed, self.bias, ends, add)]
-        positive = F.pad(x.relu(), [BORDER] * 4)[:, :, BORDER:-BORDER, BORDER:-BORDER]
         for operation in self.operations:
             if operation.shape.kind == "reduce":
-                mix(_halves(positive), operation.tensors[0], ends, add=True)
+                mix(_halves(x.relu()), operation.tensors[0], ends, add=True)
                 continue
-            (first, weight), second = _first(operation), _second(operation)
-            if second is None:
-                mix(positive, weight, ends, first, add=True)
+            kernel, weight, *second = operation.tensors
+            if operation.middle is None:
+                mix(x, weight, ends, _first(operation.shape, kernel), relu=True, add=True)
                 continue
-            assert operation.middle is not None
             bias = operation.middle.contiguous()
-            kept.append(mix(positive, weight, bordered(x, ends.shape, second[0].reach), first, bias=bias))
-            mix(kept[-1], second[1], ends, second[0], add=True)
+            middle = mix(x, weight, x.new_empty(ends.shape), _first(operation.shape, kernel), relu=True, bias=bias)
+            mix(middle, second[1], ends, Stencil(second[0]), add=True)
+            kept.append(middle)
         return kept
 
-    def backward(
-        self, x: Tensor, grad: Tensor, kept: Sequence[Tensor], scratch: Sequence[Tensor], out: Tensor, add: bool
-    ) -> None:
-        """Write the gradient of node `x` into `out`, or `add` it, from that of its ends (B,E,C,H',W').
-
-        `scratch`: two `bordered` tensors, at least like `grad`.
-        """
+    def backward(self, x: Tensor, grad: Tensor, kept: Sequence[Tensor], out: Tensor, add: bool) -> None:
+        """Write the gradient of node `x` into `out`, or `add` it, from that of its ends (B,E,C,H',W')."""
         argmax, *middles = kept
-        inner, outer = (t[:, : grad.shape[1]] for t in scratch)
         pass_back(grad, self.passed, argmax, out, add)
         middle = iter(middles)
         for operation in self.operations:
             if operation.shape.kind == "reduce":
                 _reduce_back(operation.tensors[0], grad, x, out)
                 continue
-            (first, weight), second = _first(operation), _second(operation)
-            if second is None:
-                mix(grad, weight.transpose(1, 2), outer)
+            kernel, weight, *second = operation.tensors
+            inner = grad
+            if operation.middle is not None:
+                inner = mix(inner, second[1].transpose(1, 2), x.new_empty(grad.shape))
+                inner = mix(
+                    inner,
+                    weight.transpose(1, 2),
+                    torch.empty_like(inner),
+                    Stencil(second[0]),
+                    flip=True,
+                    mask=next(middle),
+                )
             else:
-                mix(grad, second[1].transpose(1, 2), inner)
-                mix(inner, weight.transpose(1, 2), outer, second[0], flip=True, mask=next(middle))
-            spread(outer, first, out, mask=x, add=True, has_border=True)
+                inner = mix(inner, weight.transpose(1, 2), x.new_empty(grad.shape))
+            spread(inner, _first(operation.shape, kernel), out, mask=x, add=True)
 
 
-BORDER = 4
-"""Zeros around what a stencil reads: as many as a dilated 5x5 reaches."""
-
-
-def _first(operation: FoldedOperation) -> tuple[Stencil, Tensor]:
-    """The first depthwise convolution of an operation, and the 1x1 that follows."""
-    kernel, weight = operation.tensors[:2]
-    return Stencil(kernel, operation.shape.stride, 2 if operation.shape.kind == "dilated" else 1), weight
-
-
-def _second(operation: FoldedOperation) -> tuple[Stencil, Tensor] | None:
-    """The second ones of a separable convolution."""
-    if operation.shape.kind != "separable":
-        return None
-    return Stencil(operation.tensors[2]), operation.tensors[3]
+def _first(shape: Convolution, kernel: Tensor) -> Stencil:
+    """The first depthwise convolution of an operation."""
+    return Stencil(kernel, shape.stride, 2 if shape.kind == "dilated" else 1)
 
 
 def _halves(x: Tensor) -> Tensor:
@@ -188,12 +163,12 @@ class _Cell(torch.autograd.Function):
         s0, s1, nodes, *rest = ctx.saved_tensors
         of_nodes = grad.clone(memory_format=torch.contiguous_format).view_as(nodes)
         of_inputs = torch.empty_like(s0), torch.empty_like(s1)
-        scratch = [bordered(nodes, nodes.shape, BORDER) for _ in range(2)]
         end = len(rest)
         for i, of in reversed(list(enumerate(ctx.leaving))):  # a node's own gradient is complete when its turn comes
             kept, end = rest[end - ctx.counts[i] : end], end - ctx.counts[i]
-            x, out = _state(i, (s0, s1), nodes), _state(i, of_inputs, of_nodes)
-            of.backward(x, of_nodes[:, max(i - 1, 0) :], kept, scratch, out, add=i > 1)
+            of.backward(
+                _state(i, (s0, s1), nodes), of_nodes[:, max(i - 1, 0) :], kept, _state(i, of_inputs, of_nodes), i > 1
+            )
         return *of_inputs, None
 
 

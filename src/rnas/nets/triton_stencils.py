@@ -7,7 +7,6 @@ a node for its E edges is (B,E,C,H,W), of any strides for images and edges. Sums
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,11 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-INTEGERS = """x_image x_edge x_channel mask_image mask_edge mask_channel grad_image grad_edge grad_channel
-out_image out_edge out_channel out_group weight_edge weight_out weight_in edges edges_c images share
-c d h w h_out w_out pixels""".split()
-IMAGES = ["x", "mask", "grad", "out"]
-"""Arguments whose values, and whose places, make no difference: or else the compiler would make kernels for many."""
+INTEGERS = """x_image x_edge mask_image grad_image grad_edge out_image out_edge out_group weight_edge weight_out
+weight_in edges edges_c images share c d h w h_out w_out""".split()
+"""Arguments whose values make no difference to the compiler: or else it would compile a kernel for many of them."""
 
 
 @triton.jit
@@ -28,46 +25,52 @@ def _rows_and_columns(p, width, stride: tl.constexpr):
     return (p // width) * stride, (p % width) * stride
 
 
-@triton.jit(do_not_specialize=INTEGERS, do_not_specialize_on_alignment=IMAGES)
+@triton.jit(do_not_specialize=INTEGERS)
 def _mix(
     x, kernel, weight, bias, mask, out,
-    x_image, x_edge, x_channel, mask_image, mask_edge, mask_channel, out_image, out_edge, out_channel,
-    weight_edge, weight_out, weight_in, c, d, w_out, pixels,
+    x_image, x_edge, mask_image, out_image, out_edge, weight_edge, weight_out, weight_in,
+    c, d, h, w, h_out, w_out,
     K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, FLIP: tl.constexpr,
-    MASK: tl.constexpr, BIAS_RELU: tl.constexpr, ADD: tl.constexpr,
-    X_ROW: tl.constexpr, MASK_ROW: tl.constexpr, OUT_ROW: tl.constexpr, D: tl.constexpr, P: tl.constexpr,
+    RELU_IN: tl.constexpr, MASK: tl.constexpr, BIAS_RELU: tl.constexpr, ADD: tl.constexpr,
+    D: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
     """out[b,e] (+)= weight[e] @ (depthwise(x[b,e], kernel[e]) · [mask > 0]): see `mix`. K = 0: no depthwise."""
     tile, edge, image = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     p = tile * P + tl.arange(0, P)
-    inside = p < pixels
-    p = tl.where(inside, p, 0)  # so that nothing has to be masked but what is written
-    row, column = p // w_out, p % w_out
+    rows, columns = _rows_and_columns(p, w_out, STRIDE)
+    inside = p < h_out * w_out
     x += image * x_image + edge * x_edge
-    mask += image * mask_image + edge * mask_edge
+    mask += image * mask_image + edge * c * h * w
     weight += edge * weight_edge
     kernel += edge * c * K * K
     to = tl.arange(0, D)
-    x_at, mask_at = row * STRIDE * X_ROW + column * STRIDE, row * MASK_ROW + column
+    offset = rows * w + columns
     total = tl.zeros((D, P), tl.float32)
     for _ in range(c):
         if K == 0:
-            z = tl.load(x + x_at).to(tl.float32)
+            z = tl.load(x + offset, mask=inside, other=0.0).to(tl.float32)
         else:
             z = tl.zeros((P,), tl.float32)
             for dy in tl.static_range(K):
+                row = rows + (dy - K // 2) * DILATION
                 for dx in tl.static_range(K):
-                    shift = (dy - K // 2) * DILATION * X_ROW + (dx - K // 2) * DILATION
+                    column = columns + (dx - K // 2) * DILATION
+                    seen = inside & (row >= 0) & (row < h) & (column >= 0) & (column < w)
+                    shift = (dy - K // 2) * DILATION * w + (dx - K // 2) * DILATION
+                    value = tl.load((x + shift) + offset, mask=seen, other=0.0).to(tl.float32)
+                    if RELU_IN:
+                        value = tl.maximum(value, 0.0)
                     tap = K * K - 1 - dy * K - dx if FLIP else dy * K + dx
-                    z += tl.load(x + x_at + shift).to(tl.float32) * tl.load(kernel + tap).to(tl.float32)
+                    z += value * tl.load(kernel + tap).to(tl.float32)
         if MASK:
-            z = tl.where(tl.load(mask + mask_at) > 0, z, 0.0)
-        total += tl.load(weight + to * weight_out, mask=to < d, other=0.0).to(tl.float32)[:, None] * z[None, :]
-        x += x_channel
-        mask += mask_channel
+            z = tl.where(tl.load(mask + offset, mask=inside, other=0.0) > 0, z, 0.0)
+        column_of = tl.load(weight + to * weight_out, mask=to < d, other=0.0).to(tl.float32)
+        total += column_of[:, None] * z[None, :]
+        x += h * w
+        mask += h * w
         kernel += K * K
         weight += weight_in
-    at = out + image * out_image + edge * out_edge + to[:, None] * out_channel + (row * OUT_ROW + column)[None, :]
+    at = out + image * out_image + edge * out_edge + to[:, None] * (h_out * w_out) + p[None, :]
     there = (to < d)[:, None] & inside[None, :]
     if BIAS_RELU:
         total += tl.load(bias + edge * d + to, mask=to < d, other=0.0).to(tl.float32)[:, None]
@@ -104,21 +107,19 @@ def _stencil(
     tl.store(at, total.to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=INTEGERS, do_not_specialize_on_alignment=IMAGES)
+@triton.jit(do_not_specialize=INTEGERS)
 def _spread(
-    grad, kernel, x, out, grad_image, grad_edge, grad_channel, x_image, out_image, out_group,
-    edges, c, h, w, h_out, w_out,
+    grad, kernel, x, out, grad_image, grad_edge, x_image, out_image, out_group, edges, c, h, w, h_out, w_out,
     K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, MASK: tl.constexpr, ADD: tl.constexpr,
-    BORDERED: tl.constexpr, ROW: tl.constexpr, P: tl.constexpr,
+    P: tl.constexpr,
 ):  # fmt: skip
     """The gradient of `_stencil` for x, summed over `edges` edges: see `spread`. (h_out, w_out) is that of `grad`."""
     tile, plane, image = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     q = tile * P + tl.arange(0, P)
     group, channel = plane // c, plane % c
     inside = q < h * w
-    q = tl.where(inside, q, 0)
     rows, columns = q // w, q % w
-    grad += image * grad_image + group * edges * grad_edge + channel * grad_channel
+    grad += image * grad_image + group * edges * grad_edge + channel * h_out * w_out
     kernel += (group * edges * c + channel) * (K * K)
     total = tl.zeros((P,), tl.float32)
     for _ in range(edges):
@@ -126,20 +127,20 @@ def _spread(
             above = rows + (K // 2 - dy) * DILATION
             for dx in tl.static_range(K):
                 left = columns + (K // 2 - dx) * DILATION
-                if BORDERED:
-                    shift = (K // 2 - dy) * DILATION * ROW + (K // 2 - dx) * DILATION
-                    value = tl.load(grad + (rows * ROW + columns) + shift)
+                if STRIDE == 1:
+                    seen = inside & (above >= 0) & (above < h) & (left >= 0) & (left < w)
+                    shift = (K // 2 - dy) * DILATION * w + (K // 2 - dx) * DILATION
+                    value = tl.load((grad + shift) + q, mask=seen, other=0.0)
                 else:
                     row, column = above // STRIDE, left // STRIDE
-                    seen = (above >= 0) & (row < h_out) & (left >= 0) & (column < w_out)
-                    if STRIDE > 1:
-                        seen = seen & (above % STRIDE == 0) & (left % STRIDE == 0)
-                    value = tl.load(grad + (row * ROW + column), mask=seen, other=0.0)
+                    seen = inside & (above >= 0) & (row < h_out) & (left >= 0) & (column < w_out)
+                    seen = seen & (above % STRIDE == 0) & (left % STRIDE == 0)
+                    value = tl.load(grad + (row * w_out + column), mask=seen, other=0.0)
                 total += value.to(tl.float32) * tl.load(kernel + dy * K + dx).to(tl.float32)
         grad += grad_edge
         kernel += c * K * K
     if MASK:
-        total = tl.where(tl.load(x + image * x_image + channel * h * w + q) > 0, total, 0.0)
+        total = tl.where(tl.load(x + image * x_image + channel * h * w + q, mask=inside, other=0.0) > 0, total, 0.0)
     at = out + image * out_image + group * out_group + channel * h * w + q
     if ADD:
         total += tl.load(at, mask=inside, other=0.0).to(tl.float32)
@@ -296,24 +297,12 @@ class Stencil(NamedTuple):
     dilation: int = 1
 
     @property
-    def reach(self) -> int:
-        """How many pixels its kernels see to each side."""
-        return self.dilation * (self.kernel.shape[-1] // 2)
-
-    @property
     def form(self) -> dict[str, int]:
         """What its kernels are compiled for."""
         return {"K": self.kernel.shape[-1], "STRIDE": self.stride, "DILATION": self.dilation}
 
 
 NO_STENCIL = {"K": 0, "STRIDE": 1, "DILATION": 1}
-
-
-def bordered(like: Tensor, shape: Sequence[int], border: int) -> Tensor:
-    """Zeros of this `shape` (…,H,W), a view: with more zeros on each side, which what is written leaves alone."""
-    h, w = shape[-2:]
-    whole = like.new_zeros(*shape[:-2], h + 2 * border, w + 2 * border)
-    return whole[..., border : border + h, border : border + w]
 
 
 def mix(
@@ -323,18 +312,18 @@ def mix(
     stencil: Stencil | None = None,
     *,
     flip: bool = False,
+    relu: bool = False,
     mask: Tensor | None = None,
     bias: Tensor | None = None,
     add: bool = False,
 ) -> Tensor:
     """Write into `out` (B,E,D,H',W'), or `add` to it, the 1x1 convolution of each edge with its `weight` (E,D,C).
 
-    Of `x` (B,C,H,W) or (B,E,C,H,W), after the `stencil` if there is one: with kernels `flip`ped, and where `mask`
-    (B,E,C,H,W) is positive. `x` must be `bordered` then, as wide as the stencil reaches. With a `bias` (E·D,) comes a
-    ReLU.
+    Of `x` (B,C,H,W) or (B,E,C,H,W), after the `stencil` if there is one: of its positive part if `relu`, with kernels
+    `flip`ped, and where `mask` (B,E,C,H,W) is positive. With a `bias` (E·D,) comes a ReLU.
     """
+    c, h, w = x.shape[-3:]
     images, edges, d, h_out, w_out = out.shape
-    masking = out if mask is None else mask
     wide = triton.next_power_of_2(d)
     tile = _tile(h_out * w_out, max(32, min(256, 4096 // wide)))
     _mix[triton.cdiv(h_out * w_out, tile["P"]), edges, images](
@@ -342,39 +331,31 @@ def mix(
         out if stencil is None else stencil.kernel,
         weight,
         out if bias is None else bias,
-        masking,
+        out if mask is None else mask,
         out,
-        *(x.stride(0), _edge_stride(x), x.stride(-3)),
-        *masking.stride()[:3],
-        *out.stride()[:3],
+        x.stride(0),
+        _edge_stride(x),
+        0 if mask is None else mask.stride(0),
+        out.stride(0),
+        out.stride(1),
         *weight.stride(),
-        *(x.shape[-3], d, w_out, h_out * w_out),
+        *(c, d, h, w, h_out, w_out),
         **(NO_STENCIL if stencil is None else stencil.form),
         FLIP=flip,
+        RELU_IN=relu,
         MASK=mask is not None,
         BIAS_RELU=bias is not None,
         ADD=add,
-        X_ROW=x.stride(-2),
-        MASK_ROW=masking.stride(-2),
-        OUT_ROW=out.stride(-2),
         D=wide,
         **tile,
     )
     return out
 
 
-def spread(
-    grad: Tensor,
-    stencil: Stencil,
-    out: Tensor,
-    mask: Tensor | None = None,
-    add: bool = False,
-    has_border: bool = False,
-) -> Tensor:
+def spread(grad: Tensor, stencil: Stencil, out: Tensor, mask: Tensor | None = None, add: bool = False) -> Tensor:
     """Write into `out`, or `add` to it, the gradient of a stencil's input, from that of its output (B,E,C,H',W').
 
     For an `out` (B,C,H,W) the sum over all edges, where `mask`, of its shape, is positive; or else (B,E,C,H,W).
-    `has_border`: `grad` is `bordered`, as wide as the stencil reaches.
     """
     images, edges, c, h_out, w_out = grad.shape
     h, w = out.shape[-2:]
@@ -385,7 +366,8 @@ def spread(
         stencil.kernel,
         out if mask is None else mask,
         out,
-        *grad.stride()[:3],
+        grad.stride(0),
+        grad.stride(1),
         0 if mask is None else mask.stride(0),
         out.stride(0),
         _edge_stride(out),
@@ -393,8 +375,6 @@ def spread(
         **stencil.form,
         MASK=mask is not None,
         ADD=add,
-        BORDERED=has_border and stencil.stride == 1,
-        ROW=grad.stride(-2),
         **tile,
     )
     return out

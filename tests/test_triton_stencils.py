@@ -1,0 +1,159 @@
+"""The kernels of the fast supernet in Triton, against torch: without a GPU by Triton's interpreter, on small images."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+pytest.importorskip("triton")
+
+from rnas.nets import fast, fast_gpu, fast_triton
+from rnas.nets.fast import FastSupernet
+from rnas.nets.triton_stencils import (
+    Passed,
+    Stencil,
+    convolve,
+    kernel_grad,
+    mix,
+    pass_back,
+    pass_on,
+    spread,
+)
+from rnas.settings import SearchSpace
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # see conftest.py
+pytestmark = [] if INTERPRETED else [pytest.mark.gpu]
+DEVICE = "cpu" if INTERPRETED else "cuda"
+B, E, C, H, W = 2, 3, 5, 6, 7
+
+
+def random(*shape: int) -> Tensor:
+    return torch.randn(*shape, device=DEVICE)
+
+
+def assert_close(got: Tensor, wanted: Tensor) -> None:
+    assert got.shape == wanted.shape
+    assert float((got.double() - wanted.double()).norm()) < 1e-5 * float(wanted.double().norm())
+
+
+class Case:
+    """A stencil of E edges, and what torch says of it."""
+
+    def __init__(self, k: int, stride: int, dilation: int):
+        self.stencil = Stencil(random(E * C, 1, k, k), stride, dilation)
+        self.shared, self.each = random(B, C, H, W), random(B, E, C, H, W)
+        self.out = random(B, E, C, -(-H // stride), -(-W // stride))
+        self.weight = random(E, C, C)
+
+    def convolved(self, x: Tensor, kernel: Tensor | None = None) -> Tensor:
+        kernel = self.stencil.kernel if kernel is None else kernel
+        if x.ndim == 4:
+            x = x[:, None].expand(B, E, C, H, W)
+        padding = self.stencil.dilation * (kernel.shape[-1] // 2)
+        wide = F.conv2d(
+            x.reshape(B, E * C, H, W), kernel, None, self.stencil.stride, padding, self.stencil.dilation, E * C
+        )
+        return wide.view_as(self.out)
+
+    def mixed(self, x: Tensor) -> Tensor:
+        return torch.einsum("edc,bechw->bedhw", self.weight, x)
+
+    def input_grad(self, x: Tensor) -> Tensor:
+        """From `out` as the gradient of the stencil's output."""
+        x = x.clone().requires_grad_()
+        return torch.autograd.grad(self.convolved(x), x, self.out)[0]
+
+
+@pytest.fixture(
+    params=[(3, 1, 1), (5, 1, 2), (3, 2, 1), (5, 2, 2)], ids=lambda p: "k{} stride {} dilation {}".format(*p)
+)
+def case(request: pytest.FixtureRequest) -> Case:
+    return Case(*request.param)
+
+
+def test_depthwise_convolutions(case: Case) -> None:
+    for x in (case.shared, case.each):
+        assert_close(convolve(x, case.stencil, torch.empty_like(case.out)), case.convolved(x))
+
+
+def test_depthwise_and_pointwise_convolutions_in_one(case: Case) -> None:
+    out, bias = torch.empty_like(case.out), random(E * C)
+    assert_close(
+        mix(case.shared, case.weight, out, case.stencil, relu=True), case.mixed(case.convolved(case.shared.relu()))
+    )
+    mixed = case.mixed(case.convolved(case.each))
+    assert_close(mix(case.each, case.weight, case.out.clone(), case.stencil, add=True), case.out + mixed)
+    biased = (mixed + bias.view(1, E, C, 1, 1)).relu()
+    assert_close(mix(case.each, case.weight, out, case.stencil, bias=bias), biased)
+    back = torch.einsum("edc,bedhw->bechw", case.weight, case.out)
+    assert_close(mix(case.out, case.weight.transpose(1, 2), out), back)
+
+
+def test_the_gradient_through_both(case: Case) -> None:
+    if case.stencil.stride != 1:
+        pytest.skip("the second convolutions of an operation have stride 1")
+    mask = random(B, E, C, H, W)
+    wanted = torch.einsum("edc,bedhw->bechw", case.weight, case.input_grad(case.each) * (mask > 0))
+    out = mix(case.out, case.weight.transpose(1, 2), torch.empty_like(case.out), case.stencil, flip=True, mask=mask)
+    assert_close(out, wanted)
+
+
+def test_gradients_of_depthwise_convolutions(case: Case) -> None:
+    assert_close(spread(case.out, case.stencil, torch.empty_like(case.each)), case.input_grad(case.each))
+    summed = case.input_grad(case.shared)
+    assert_close(spread(case.out, case.stencil, torch.empty_like(case.shared)), summed)
+    added = spread(case.out, case.stencil, case.shared.clone(), mask=case.shared, add=True)
+    assert_close(added, case.shared + summed * (case.shared > 0))
+    for x in (case.shared, case.each):
+        kernel = case.stencil.kernel.clone().requires_grad_()
+        (wanted,) = torch.autograd.grad(case.convolved(x, kernel), kernel, case.out)
+        assert_close(kernel_grad(x, case.stencil, case.out), wanted)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("which", ["node max avg", "max avg", "max", "avg", "node", ""])
+def test_what_is_passed_on_of_a_node_and_its_pools(which: str, stride: int) -> None:
+    if stride == 2 and "node" in which:
+        pytest.skip("a node is passed on as it is without a stride")
+    scales = [random(E * C) if name in which.split() else None for name in ("node", "max", "avg")]
+    passed, bias, x = Passed(*scales, stride), random(E * C), random(B, C, H, W).requires_grad_()
+    nodes = (
+        x,
+        F.max_pool2d(x, 3, stride, 1),
+        F.avg_pool2d(x, 3, stride, 1, count_include_pad=False),
+    )
+    out = random(B, E, C, -(-H // stride), -(-W // stride))
+    wanted = out + bias.view(1, E, C, 1, 1)
+    for node, scale in zip(nodes, scales, strict=True):
+        if scale is not None:
+            wanted = wanted + node[:, None] * scale.view(1, E, C, 1, 1)
+    got = out.clone()
+    argmax = pass_on(x.detach(), passed, bias, got, add=True)
+    assert_close(got, wanted.detach())
+    if which:
+        (gradient,) = torch.autograd.grad(wanted, x, out)
+        assert_close(pass_back(out, passed, argmax, x.detach().clone(), add=True), x.detach() + gradient)
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_a_supernet(train: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a reduction cell; `fast_gpu` is its other form, and that is tested against the plain supernet."""
+    monkeypatch.setattr(fast, "on_cpu", lambda x: False)
+    net = FastSupernet(SearchSpace(cells=3, channels=2, nodes=1), 3).to(DEVICE).train(train)
+    for alpha in net.alphas:
+        alpha.data.normal_()
+    x = torch.rand(2, 3, 8, 8, device=DEVICE).requires_grad_()
+    state = {name: value.clone() for name, value in net.state_dict().items()}
+    found = []
+    for form in (fast_gpu, fast_triton):
+        monkeypatch.setattr(fast, "form_for", lambda weights, train=False, form=form: form)
+        net.load_state_dict(state)
+        logits = net(x) if train else net.frozen_view()(x)
+        wanted = [x, *net.thetas, *net.alphas] if train else [x]
+        found.append([logits, *torch.autograd.grad(logits.square().sum(), wanted), *map(torch.clone, net.buffers())])
+    for got, wanted in zip(found[1], found[0], strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
