@@ -151,7 +151,9 @@ emulated = {
     "_exchange_device": lambda index: 0,
     "_maybe_exchange_device": lambda index: 0,
     "get_device_name": lambda of=None: NAME,
-    "get_device_properties": lambda of=None: SimpleNamespace(name=NAME, total_memory=MEMORY),  # torch._dynamo asks
+    "get_device_properties": lambda of=None: SimpleNamespace(
+        name=NAME, total_memory=MEMORY, major=0, minor=0
+    ),  # torch._dynamo asks; so old a one has no Triton
     "is_bf16_supported": lambda *options: True,  # autocast asks
     "get_rng_state": get_rng_state,
     "synchronize": waiting.synchronize,
