@@ -1,4 +1,4 @@
-"""Recorded attacks, without a GPU: the recording is emulated, operation by operation, on the CPU.
+"""Recorded attacks and steps, without a GPU: the recording is emulated, operation by operation, on the CPU.
 
 As with a CUDA graph, what is replayed reads and writes the memory that was there when it was recorded: a number that
 the host had read, or a tensor that somebody replaces, would be stale. CUDA itself is not emulated (test_gpu.py).

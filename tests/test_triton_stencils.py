@@ -157,3 +157,14 @@ def test_a_supernet(train: bool, monkeypatch: pytest.MonkeyPatch) -> None:
         found.append([logits, *torch.autograd.grad(logits.square().sum(), wanted), *map(torch.clone, net.buffers())])
     for got, wanted in zip(found[1], found[0], strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_what_has_diverged_stays_so() -> None:
+    """NaN passes through ReLUs and pools, as in torch; the hardware's maximum would make it 0."""
+    x = torch.full((1, 1, 2, 2), float("nan"), device=DEVICE)
+    one, kernel = torch.ones(1, 1, 1, device=DEVICE), Stencil(torch.ones(1, 1, 3, 3, device=DEVICE))
+    out, bias = torch.zeros(1, 1, 1, 2, 2, device=DEVICE), torch.zeros(1, device=DEVICE)
+    assert mix(x, one, out.clone(), kernel, relu=True).isnan().all()
+    assert mix(x, one, out.clone(), kernel, bias=bias).isnan().all()
+    pass_on(x, Passed(None, torch.ones(1, device=DEVICE), None), bias, out)
+    assert out.isnan().all()

@@ -13,7 +13,7 @@ from torch import nn
 
 from rnas.attacks import PGD
 from rnas.errors import RnasError
-from rnas.graphs import forget, wait
+from rnas.graphs import forget, recordable, wait
 from rnas.methods.projection import ROUND
 from rnas.precision import Precision, full_precision
 from rnas.settings import Evaluate, Search, Train
@@ -72,8 +72,9 @@ def measure(net: nn.Module, about: Facts, batch: int, device: torch.device, prec
 
 def _mean_time(call: Callable[[], object], device: torch.device) -> float:
     """Seconds of a call, as they are on this machine now, other programs included: the mean over a second or so. One
-    before prepares kernels and memory, and does not count."""
-    call()
+    before prepares kernels and memory, a second one tries to record it, and these do not count."""
+    for _ in range(2 if recordable(device) else 1):
+        call()
     wait(device)
     calls, begun = 0, time.perf_counter()
     while calls < 2 or (calls < 50 and time.perf_counter() - begun < 1):

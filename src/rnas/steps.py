@@ -221,7 +221,6 @@ def weight_step(
     else:
         inputs = [arranged_for(net, craft_away(attack, net, x, precision)), y, arranged_for(net, x)]
     net.train()
-    optimizer.zero_grad(set_to_none=True)
     loss, logits = differentiated(WEIGHTS, loss_of, net, (precision, trades_beta), inputs, thetas)
     nn.utils.clip_grad_norm_(thetas, clip)
     optimizer.step()

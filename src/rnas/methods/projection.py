@@ -42,9 +42,9 @@ def project(
 ) -> Projection:
     """Move `alphas`, in place, to the nearest point where F is at most `bound`. # Eq. 9
 
-    `sloped(scale)` is F at the alphas as they are, perhaps on a sample, and the `gradients` of F / scale, which may be
-    gone at its next call; `measure()` is the F by which feasibility is judged. Nothing moves if F ≤ H already. It aims
-    at (1 - margin)·H, as a sampled F scatters, and lower where the samples' F proves smaller than the measured one.
+    `sloped(scale)` is F at the alphas as they are, perhaps on a sample, and the `gradients` of F / scale; `measure()`
+    is the F by which feasibility is judged. Nothing moves if F ≤ H already. It aims at (1 - margin)·H, as a sampled F
+    scatters, and lower where the samples' F proves smaller than the measured one.
     Stops early once feasible and stationary (the Lagrangian's gradient is at most `tolerance`); otherwise, after
     `steps`, takes the nearest of the feasible points at which it measured, or the last point if there was none.
     No coordinate moves by more than `lr` a step; over the second half of the steps that falls to nothing.

@@ -64,7 +64,6 @@ class Rnas:
                 loss = loss + F.cross_entropy(forward(x), y)
             return loss, logits
 
-        self.optimizer.zero_grad(set_to_none=True)
         with only(self.net.alphas, self.net):
             key = self.precision, self.settings.arch_loss
             loss, logits = differentiated(ALPHAS, loss_of, self.net, key, (x, x_adv, y), self.net.alphas)

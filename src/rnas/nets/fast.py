@@ -3,8 +3,8 @@
 What makes the difference (docs/speed.md has the figures): whatever depends on a node alone - its ReLU, its pools and
 their BN - is computed once for the node and not once for every edge that leaves it; `none` is not computed. A CPU then
 works through the operations one by one, each in its cache (`fast_cpu`); a GPU takes the edges that leave a node side by
-side, in few and large kernels (`fast_gpu`). In eval mode BN and α are folded into the 1x1 convolutions, and for an
-attack, where no weight changes, only once.
+side, in few and large kernels, torch's (`fast_gpu`) or our own (`fast_triton`). In eval mode BN and α are folded into
+the 1x1 convolutions, and for an attack, where no weight changes, only once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from rnas.graphs import recordable
+from rnas.graphs import recording
 from rnas.nets import fast_cpu, fast_gpu
 from rnas.nets.fast_kernels import arrange
 from rnas.nets.fast_nodes import CellRule, Convolving, Rule, Source, TrainRule, scale_and_shift
@@ -38,8 +38,7 @@ def form_for(x: Tensor, train: bool = False) -> ModuleType:
     """The form of the fast supernet that pays where `x` is, in train or in eval mode."""
     if on_cpu(x):
         return fast_cpu
-    # In train mode launching Triton's kernels costs more than they save; and in bfloat16 nobody has recorded them yet.
-    pays = not train or (recordable(x.device) and pass_dtype(x) == torch.float32)
+    pays = recording() or not train  # in train mode launching Triton's many kernels costs more than they save
     if pays and x.dtype == torch.float32 and triton_works(x.device):
         from rnas.nets import fast_triton
 

@@ -1,6 +1,6 @@
 """What the fast supernet computes: the operations that leave each node of a cell, and the modules of their weights.
 
-How it is computed depends on the device: `fast_cpu`, `fast_gpu`.
+How it is computed depends on the device: `fast_cpu`, `fast_gpu`, `fast_triton`.
 """
 
 from __future__ import annotations

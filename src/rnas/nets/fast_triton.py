@@ -8,6 +8,7 @@ operation adds to the nodes at the ends of its edges.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +20,11 @@ from rnas.nets.fast_gpu import FoldedOperation
 from rnas.nets.fast_nodes import CellRule, Convolution, Convolving, Source
 from rnas.nets.triton_batch_norm import normalized
 from rnas.nets.triton_stencils import Passed, Stencil, convolve, kernel_grad, mix, pass_back, pass_on, spread
+
+
+def on_device_of(x: Tensor) -> AbstractContextManager[None]:
+    """Within, Triton launches where `x` is; it would on the current device."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
 class _Depthwise(torch.autograd.Function):
@@ -47,7 +53,8 @@ class _Depthwise(torch.autograd.Function):
 
 def depthwise(x: Tensor, kernel: Tensor, stride: int, dilation: int) -> Tensor:
     """The depthwise convolutions of `x` (B,C,H,W) with the kernels (E·C,1,k,k) of E edges: (B,E·C,H',W')."""
-    out: Tensor = _Depthwise.apply(x, kernel, stride, dilation)  # type: ignore[no-untyped-call]
+    with on_device_of(x):
+        out: Tensor = _Depthwise.apply(x, kernel, stride, dilation)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -64,7 +71,8 @@ class BatchStatistics(fast_gpu.BatchStatistics):
     node = Node
 
     def normalized(self, x: Tensor, scale: Tensor, plus: Tensor | None, relu: bool) -> tuple[Tensor, Tensor, Tensor]:
-        return normalized(x, scale, self._eps, plus, relu)
+        with on_device_of(x):
+            return normalized(x, scale, self._eps, plus, relu)
 
     def depthwise(self, x: Tensor, kernel: Tensor) -> Tensor:
         return depthwise(x, kernel, 1, 1)
@@ -104,20 +112,11 @@ class _Leaving(NamedTuple):
             if operation.shape.kind == "reduce":
                 _reduce_back(operation.tensors[0], grad, x, out)
                 continue
-            kernel, weight, *second = operation.tensors
-            inner = grad
+            kernel, weight = operation.tensors[:2]
+            inner = mix(grad, operation.tensors[-1].transpose(1, 2), x.new_empty(grad.shape))
             if operation.middle is not None:
-                inner = mix(inner, second[1].transpose(1, 2), x.new_empty(grad.shape))
-                inner = mix(
-                    inner,
-                    weight.transpose(1, 2),
-                    torch.empty_like(inner),
-                    Stencil(second[0]),
-                    flip=True,
-                    mask=next(middle),
-                )
-            else:
-                inner = mix(inner, weight.transpose(1, 2), x.new_empty(grad.shape))
+                second, like = Stencil(operation.tensors[2]), torch.empty_like(inner)
+                inner = mix(inner, weight.transpose(1, 2), like, second, flip=True, mask=next(middle))
             spread(inner, _first(operation.shape, kernel), out, mask=x, add=True)
 
 
@@ -195,5 +194,6 @@ class Folded(fast_gpu.Folded, CellRule):
 
     def run(self, s0: Tensor, s1: Tensor) -> Tensor:
         s0, s1 = (self.enter(s, entrance) for s, entrance in zip((s0, s1), self._inputs, strict=True))
-        out: Tensor = _Cell.apply(s0, s1, self._leaving)  # type: ignore[no-untyped-call]
+        with on_device_of(s0):
+            out: Tensor = _Cell.apply(s0, s1, self._leaving)  # type: ignore[no-untyped-call]
         return out

@@ -27,7 +27,8 @@ def _tried(device: torch.device) -> bool:
 
         x = torch.ones(1, 1, 2, 2, device=device)
         stencil = triton_stencils.Stencil(torch.ones(1, 1, 3, 3, device=device))
-        return bool((triton_stencils.convolve(x, stencil, x[:, None].clone()) == 4).all())
+        with torch.cuda.device(device):
+            return bool((triton_stencils.convolve(x, stencil, x[:, None].clone()) == 4).all())
     except Exception as error:  # noqa: BLE001  (a missing compiler, a driver too old: of many types)
         why = next(iter(str(error).splitlines()), type(error).__name__)
         warnings.warn(f"Triton does not work here ({why}): the supernet goes on without", RuntimeWarning, stacklevel=2)

@@ -25,6 +25,27 @@ def _rows_and_columns(p, width, stride: tl.constexpr):
     return (p // width) * stride, (p % width) * stride
 
 
+@triton.jit
+def _convolved(
+    x, kernel, rows, columns, inside, h, w,
+    K: tl.constexpr, DILATION: tl.constexpr, FLIP: tl.constexpr, RELU: tl.constexpr, P: tl.constexpr,
+):  # fmt: skip
+    """Of one plane `x`: what its kernel (`FLIP`ped) makes of it, or of its positive part, at these rows and columns."""
+    total = tl.zeros((P,), tl.float32)
+    for dy in tl.static_range(K):
+        row = rows + (dy - K // 2) * DILATION
+        for dx in tl.static_range(K):
+            column = columns + (dx - K // 2) * DILATION
+            seen = inside & (row >= 0) & (row < h) & (column >= 0) & (column < w)
+            shift = (dy - K // 2) * DILATION * w + (dx - K // 2) * DILATION
+            value = tl.load((x + shift) + (rows * w + columns), mask=seen, other=0.0).to(tl.float32)
+            if RELU:
+                value = tl.maximum(value, 0.0, propagate_nan=tl.PropagateNan.ALL)
+            tap = K * K - 1 - dy * K - dx if FLIP else dy * K + dx
+            total += value * tl.load(kernel + tap).to(tl.float32)
+    return total
+
+
 @triton.jit(do_not_specialize=INTEGERS)
 def _mix(
     x, kernel, weight, bias, mask, out,
@@ -50,18 +71,7 @@ def _mix(
         if K == 0:
             z = tl.load(x + offset, mask=inside, other=0.0).to(tl.float32)
         else:
-            z = tl.zeros((P,), tl.float32)
-            for dy in tl.static_range(K):
-                row = rows + (dy - K // 2) * DILATION
-                for dx in tl.static_range(K):
-                    column = columns + (dx - K // 2) * DILATION
-                    seen = inside & (row >= 0) & (row < h) & (column >= 0) & (column < w)
-                    shift = (dy - K // 2) * DILATION * w + (dx - K // 2) * DILATION
-                    value = tl.load((x + shift) + offset, mask=seen, other=0.0).to(tl.float32)
-                    if RELU_IN:
-                        value = tl.maximum(value, 0.0)
-                    tap = K * K - 1 - dy * K - dx if FLIP else dy * K + dx
-                    z += value * tl.load(kernel + tap).to(tl.float32)
+            z = _convolved(x, kernel, rows, columns, inside, h, w, K, DILATION, FLIP, RELU_IN, P)
         if MASK:
             z = tl.where(tl.load(mask + offset, mask=inside, other=0.0) > 0, z, 0.0)
         column_of = tl.load(weight + to * weight_out, mask=to < d, other=0.0).to(tl.float32)
@@ -74,7 +84,7 @@ def _mix(
     there = (to < d)[:, None] & inside[None, :]
     if BIAS_RELU:
         total += tl.load(bias + edge * d + to, mask=to < d, other=0.0).to(tl.float32)[:, None]
-        total = tl.maximum(total, 0.0)
+        total = tl.maximum(total, 0.0, propagate_nan=tl.PropagateNan.ALL)
     if ADD:
         total += tl.load(at, mask=there, other=0.0).to(tl.float32)
     tl.store(at, total.to(out.dtype.element_ty), mask=there)
@@ -93,16 +103,7 @@ def _stencil(
     inside = p < h_out * w_out
     x += image * x_image + edge * x_edge + channel * h * w
     kernel += plane * (K * K)
-    offset = rows * w + columns
-    total = tl.zeros((P,), tl.float32)
-    for dy in tl.static_range(K):
-        row = rows + (dy - K // 2) * DILATION
-        for dx in tl.static_range(K):
-            column = columns + (dx - K // 2) * DILATION
-            seen = inside & (row >= 0) & (row < h) & (column >= 0) & (column < w)
-            shift = (dy - K // 2) * DILATION * w + (dx - K // 2) * DILATION
-            value = tl.load((x + shift) + offset, mask=seen, other=0.0).to(tl.float32)
-            total += value * tl.load(kernel + dy * K + dx).to(tl.float32)
+    total = _convolved(x, kernel, rows, columns, inside, h, w, K, DILATION, False, False, P)
     at = out + image * out_image + edge * out_edge + channel * h_out * w_out + p
     tl.store(at, total.to(out.dtype.element_ty), mask=inside)
 
@@ -202,7 +203,7 @@ def _pass(
                 value = tl.load((x + ((dy - 1) * w + dx - 1)) + offset, mask=seen, other=0.0).to(tl.float32)
                 total += value
                 count += seen.to(tl.float32)
-                higher = seen & (value > highest)
+                higher = seen & ((value > highest) | (value != value))  # NaN stays NaN, as in torch
                 highest = tl.where(higher, value, highest)
                 which = tl.where(higher, dy * 3 + dx, which)
     if MAX:
@@ -326,6 +327,7 @@ def mix(
     images, edges, d, h_out, w_out = out.shape
     wide = triton.next_power_of_2(d)
     tile = _tile(h_out * w_out, max(32, min(256, 4096 // wide)))
+    tile["num_warps"] = max(tile["num_warps"], wide * tile["P"] // 2048)  # a thread has registers for 64 sums
     _mix[triton.cdiv(h_out * w_out, tile["P"]), edges, images](
         x,
         out if stencil is None else stencil.kernel,
