@@ -591,7 +591,8 @@ def test_members_in_each_others_way_are_said_to_be_so(tmp_path, case):
 
 def test_what_a_killed_process_had_unpacked_is_removed(tmp_path, monkeypatch, served):
     """Killed in the middle by the signal that nothing can catch; another set's folder may be in use and stays."""
-    publish(monkeypatch, served, "cifar10", [tar(cifar10_files())])
+    archive = tar(cifar10_files())  # one: its header has the second in which it was written
+    publish(monkeypatch, served, "cifar10", [archive])
     other = tmp_path / ".unpack-cifar-100-binary-12345678"
     other.mkdir()
 
@@ -607,7 +608,7 @@ def test_what_a_killed_process_had_unpacked_is_removed(tmp_path, monkeypatch, se
     os.waitpid(child, 0)
     monkeypatch.undo()
     assert len(list(tmp_path.glob(".unpack-cifar-10-*"))) == 1
-    publish(monkeypatch, served, "cifar10", [tar(cifar10_files())])
+    publish(monkeypatch, served, "cifar10", [archive])
     official.obtain(official.SETS["cifar10"], tmp_path, served.url)
     assert sorted(p.name for p in tmp_path.iterdir()) == [other.name, "cifar-10-batches-bin", "cifar-10-binary.tar.gz"]
 
