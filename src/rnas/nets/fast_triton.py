@@ -87,7 +87,10 @@ class _Leaving(NamedTuple):
     bias: Tensor
 
     def forward(self, x: Tensor, ends: Tensor, add: bool) -> list[Tensor]:
-        """Write what node `x` (B,C,H,W) brings to its `ends` (B,E,C,H',W') there, or `add` it. For `backward`: all."""
+        """Write what node `x` (B,C,H,W) brings to its `ends` (B,E,C,H',W') there, or `add` it.
+
+        Returns what `backward` wants: which pixels the maxima are, and the middles of separable convolutions.
+        """
         kept = [pass_on(x, self.passed, self.bias, ends, add)]
         for operation in self.operations:
             if operation.shape.kind == "reduce":
@@ -97,8 +100,8 @@ class _Leaving(NamedTuple):
             if operation.middle is None:
                 mix(x, weight, ends, _first(operation.shape, kernel), relu=True, add=True)
                 continue
-            bias = operation.middle.contiguous()
-            middle = mix(x, weight, x.new_empty(ends.shape), _first(operation.shape, kernel), relu=True, bias=bias)
+            out, first = x.new_empty(ends.shape), _first(operation.shape, kernel)
+            middle = mix(x, weight, out, first, relu=True, bias=operation.middle)
             mix(middle, second[1], ends, Stencil(second[0]), add=True)
             kept.append(middle)
         return kept
@@ -136,8 +139,7 @@ def _reduce_back(weight: Tensor, grad: Tensor, x: Tensor, out: Tensor) -> None:
     of_halves = torch.matmul(weight.flatten(0, 1).t(), grad.flatten(1, 2).flatten(2)).view(b, -1, h, w)
     even, odd = of_halves.chunk(2, dim=1)
     for of_half, start in ((even, 0), (odd, 1)):
-        positive = x[:, :, start::2, start::2] > 0
-        out[:, :, start::2, start::2] += torch.where(positive, of_half, torch.zeros_like(of_half))
+        out[:, :, start::2, start::2] += torch.where(x[:, :, start::2, start::2] > 0, of_half, 0.0)
 
 
 class _Cell(torch.autograd.Function):
