@@ -1,8 +1,10 @@
 """The fast supernet's kernels on a GPU, in Triton: depthwise convolutions alone and with the 1x1 that follows, pools.
 
-A program computes some pixels of one channel, or of all. It reads each neighbour of its pixels by a load of its own:
-they lie in the multiprocessor's cache, so memory is read once. Images are (B,·,H,W) with contiguous planes; what leaves
-a node for its E edges is (B,E,C,H,W), of any strides for images and edges. Sums are float32, whatever the images are.
+A program computes some pixels of one channel, or of all. It reads their neighbours by loads that the multiprocessor's
+cache answers. As these are what it waits for, a thread of a convolution computes several pixels of a column, and what
+it has read serves all that it is a neighbour of. Images are (B,·,H,W) with contiguous planes; what leaves a node for
+its E edges is (B,E,C,H,W), of any strides for images and edges. Sums are float32, whatever the images are. Kernels are
+compiled for the sizes of the images: a supernet has three.
 """
 
 from __future__ import annotations
@@ -15,181 +17,249 @@ import triton.language as tl
 from torch import Tensor
 
 INTEGERS = """x_image x_edge mask_image grad_image grad_edge out_image out_edge out_group weight_edge weight_out
-weight_in edges edges_c images share c d h w h_out w_out""".split()
+weight_in edges edges_c images share c d""".split()
 """Arguments whose values make no difference to the compiler: or else it would compile a kernel for many of them."""
 
 
 @triton.jit
-def _rows_and_columns(p, width, stride: tl.constexpr):
+def _rows_and_columns(p, width: tl.constexpr, stride: tl.constexpr):
     """Where the pixels `p` of an output of this `width` lie in its input."""
     return (p // width) * stride, (p % width) * stride
 
 
 @triton.jit
-def _convolved(
-    x, kernel, rows, columns, inside, h, w,
-    K: tl.constexpr, DILATION: tl.constexpr, FLIP: tl.constexpr, RELU: tl.constexpr, P: tl.constexpr,
+def _pieces(tile, width: tl.constexpr, STEP: tl.constexpr, ROWS: tl.constexpr, P: tl.constexpr):
+    """Of P pieces of columns, each ROWS pixels STEP rows apart: the first's row, and the column."""
+    q = tile * P + tl.arange(0, P)
+    band = q // width
+    return (band // STEP) * (ROWS * STEP) + band % STEP, q % width
+
+
+@triton.jit
+def _replaced(values, i: tl.constexpr, value):
+    """The tuple `values` with another `i`th."""
+    return values[:i] + (value,) + values[i + 1 :]
+
+
+@triton.jit
+def _zeros(N: tl.constexpr, P: tl.constexpr):
+    """N times (P,)."""
+    values = ()
+    for _ in tl.static_range(N):
+        values = values + (tl.zeros((P,), tl.float32),)
+    return values
+
+
+@triton.jit
+def _neighbour(
+    x, rows, columns, j: tl.constexpr, dx: tl.constexpr,
+    H: tl.constexpr, W: tl.constexpr, K: tl.constexpr, DILATION: tl.constexpr, RELU: tl.constexpr,
 ):  # fmt: skip
-    """Of one plane `x`: what its kernel (`FLIP`ped) makes of it, or of its positive part, at these rows and columns."""
-    total = tl.zeros((P,), tl.float32)
-    for dy in tl.static_range(K):
-        row = rows + (dy - K // 2) * DILATION
+    """Of one plane `x`, or of its positive part, what row `j` and column `dx` of a kernel around these pixels sees.
+    Rows from K on are those of the pixels below."""
+    row, column = rows + (j - K // 2) * DILATION, columns + (dx - K // 2) * DILATION
+    seen = (row >= 0) & (row < H) & (column >= 0) & (column < W)
+    shift = ((j - K // 2) * W + dx - K // 2) * DILATION  # apart, so that it becomes a part of the instruction
+    value = tl.load((x + (rows * W + columns)) + shift, mask=seen, other=0.0).to(tl.float32)
+    if RELU:
+        value = tl.maximum(value, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    return value
+
+
+@triton.jit
+def _convolved(
+    totals, x, kernel, rows, columns,
+    H: tl.constexpr, W: tl.constexpr, K: tl.constexpr, JUMP: tl.constexpr, DILATION: tl.constexpr,
+    FLIP: tl.constexpr, RELU: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """Add what the kernel (`FLIP`ped) makes of one plane `x`, or of its positive part: to the first of ROWS `totals` at
+    these rows and columns of `x`; to each other JUMP rows of the kernel further down."""
+    for j in tl.static_range((ROWS - 1) * JUMP + K):
         for dx in tl.static_range(K):
-            column = columns + (dx - K // 2) * DILATION
-            seen = inside & (row >= 0) & (row < h) & (column >= 0) & (column < w)
-            shift = (dy - K // 2) * DILATION * w + (dx - K // 2) * DILATION
-            value = tl.load((x + shift) + (rows * w + columns), mask=seen, other=0.0).to(tl.float32)
-            if RELU:
-                value = tl.maximum(value, 0.0, propagate_nan=tl.PropagateNan.ALL)
-            tap = K * K - 1 - dy * K - dx if FLIP else dy * K + dx
-            total += value * tl.load(kernel + tap).to(tl.float32)
-    return total
+            value = _neighbour(x, rows, columns, j, dx, H, W, K, DILATION, RELU)
+            for r in tl.static_range(ROWS):
+                if j - r * JUMP >= 0 and j - r * JUMP < K:
+                    tap = (j - r * JUMP) * K + dx
+                    of_tap = tl.load(kernel + (K * K - 1 - tap if FLIP else tap)).to(tl.float32)
+                    totals = _replaced(totals, r, totals[r] + value * of_tap)
+    return totals
 
 
 @triton.jit(do_not_specialize=INTEGERS)
 def _mix(
     x, kernel, weight, bias, mask, out,
-    x_image, x_edge, mask_image, out_image, out_edge, weight_edge, weight_out, weight_in,
-    c, d, h, w, h_out, w_out,
-    K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, FLIP: tl.constexpr,
-    RELU_IN: tl.constexpr, MASK: tl.constexpr, BIAS_RELU: tl.constexpr, ADD: tl.constexpr,
-    D: tl.constexpr, P: tl.constexpr,
+    x_image, x_edge, mask_image, out_image, out_edge, weight_edge, weight_out, weight_in, c, d,
+    H: tl.constexpr, W: tl.constexpr, H_OUT: tl.constexpr, W_OUT: tl.constexpr,
+    K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, STEP: tl.constexpr, JUMP: tl.constexpr,
+    FLIP: tl.constexpr, RELU_IN: tl.constexpr, MASK: tl.constexpr, BIAS_RELU: tl.constexpr, ADD: tl.constexpr,
+    D: tl.constexpr, ROWS: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
     """out[b,e] (+)= weight[e] @ (depthwise(x[b,e], kernel[e]) · [mask > 0]): see `mix`. K = 0: no depthwise."""
     tile, edge, image = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
-    p = tile * P + tl.arange(0, P)
-    rows, columns = _rows_and_columns(p, w_out, STRIDE)
-    inside = p < h_out * w_out
+    row_out, column_out = _pieces(tile, W_OUT, STEP, ROWS, P)
+    rows, columns = row_out * STRIDE, column_out * STRIDE
     x += image * x_image + edge * x_edge
-    mask += image * mask_image + edge * c * h * w
+    mask += image * mask_image + edge * c * (H * W)
     weight += edge * weight_edge
-    kernel += edge * c * K * K
+    kernel += edge * c * (K * K)
     to = tl.arange(0, D)
-    offset = rows * w + columns
-    total = tl.zeros((D, P), tl.float32)
+    totals = ()
+    for _ in tl.static_range(ROWS):
+        totals = totals + (tl.zeros((D, P), tl.float32),)
     for _ in range(c):
-        if K == 0:
-            z = tl.load(x + offset, mask=inside, other=0.0).to(tl.float32)
-        else:
-            z = _convolved(x, kernel, rows, columns, inside, h, w, K, DILATION, FLIP, RELU_IN, P)
-        if MASK:
-            z = tl.where(tl.load(mask + offset, mask=inside, other=0.0) > 0, z, 0.0)
+        z = _zeros(ROWS, P)
+        if K > 0:
+            z = _convolved(z, x, kernel, rows, columns, H, W, K, JUMP, DILATION, FLIP, RELU_IN, ROWS)
         column_of = tl.load(weight + to * weight_out, mask=to < d, other=0.0).to(tl.float32)
-        total += column_of[:, None] * z[None, :]
-        x += h * w
-        mask += h * w
+        for r in tl.static_range(ROWS):
+            row = rows + r * (STEP * STRIDE)
+            of_row = z[r] if K > 0 else tl.load(x + (row * W + columns), mask=row < H, other=0.0).to(tl.float32)
+            if MASK:
+                of_row = tl.where(tl.load(mask + (row * W + columns), mask=row < H, other=0.0) > 0, of_row, 0.0)
+            totals = _replaced(totals, r, totals[r] + column_of[:, None] * of_row[None, :])
+        x += H * W
+        mask += H * W
         kernel += K * K
         weight += weight_in
-    at = out + image * out_image + edge * out_edge + to[:, None] * (h_out * w_out) + p[None, :]
-    there = (to < d)[:, None] & inside[None, :]
-    if BIAS_RELU:
-        total += tl.load(bias + edge * d + to, mask=to < d, other=0.0).to(tl.float32)[:, None]
-        total = tl.maximum(total, 0.0, propagate_nan=tl.PropagateNan.ALL)
-    if ADD:
-        total += tl.load(at, mask=there, other=0.0).to(tl.float32)
-    tl.store(at, total.to(out.dtype.element_ty), mask=there)
+    out += image * out_image + edge * out_edge
+    for r in tl.static_range(ROWS):
+        total, row = totals[r], row_out + r * STEP
+        at = out + (to[:, None] * (H_OUT * W_OUT) + (row * W_OUT + column_out)[None, :])
+        there = (to < d)[:, None] & (row < H_OUT)[None, :]
+        if BIAS_RELU:
+            total += tl.load(bias + edge * d + to, mask=to < d, other=0.0).to(tl.float32)[:, None]
+            total = tl.maximum(total, 0.0, propagate_nan=tl.PropagateNan.ALL)
+        if ADD:
+            total += tl.load(at, mask=there, other=0.0).to(tl.float32)
+        tl.store(at, total.to(out.dtype.element_ty), mask=there)
 
 
 @triton.jit(do_not_specialize=INTEGERS)
 def _stencil(
-    x, kernel, out, x_image, x_edge, out_image, out_edge, c, h, w, h_out, w_out,
-    K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, P: tl.constexpr,
+    x, kernel, out, x_image, x_edge, out_image, out_edge, c,
+    H: tl.constexpr, W: tl.constexpr, H_OUT: tl.constexpr, W_OUT: tl.constexpr,
+    K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, STEP: tl.constexpr, JUMP: tl.constexpr,
+    ROWS: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
     """out[b,e] = depthwise(x[b,e], kernel[e])."""
     tile, plane, image = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
-    p = tile * P + tl.arange(0, P)
     edge, channel = plane // c, plane % c
-    rows, columns = _rows_and_columns(p, w_out, STRIDE)
-    inside = p < h_out * w_out
-    x += image * x_image + edge * x_edge + channel * h * w
+    row_out, column_out = _pieces(tile, W_OUT, STEP, ROWS, P)
+    x += image * x_image + edge * x_edge + channel * (H * W)
     kernel += plane * (K * K)
-    total = _convolved(x, kernel, rows, columns, inside, h, w, K, DILATION, False, False, P)
-    at = out + image * out_image + edge * out_edge + channel * h_out * w_out + p
-    tl.store(at, total.to(out.dtype.element_ty), mask=inside)
+    rows, columns = row_out * STRIDE, column_out * STRIDE
+    totals = _zeros(ROWS, P)
+    totals = _convolved(totals, x, kernel, rows, columns, H, W, K, JUMP, DILATION, False, False, ROWS)
+    out += image * out_image + edge * out_edge + channel * (H_OUT * W_OUT)
+    for r in tl.static_range(ROWS):
+        row = row_out + r * STEP
+        tl.store(out + (row * W_OUT + column_out), totals[r].to(out.dtype.element_ty), mask=row < H_OUT)
+
+
+@triton.jit
+def _gathered(
+    total, grad, kernel, rows, columns,
+    H_OUT: tl.constexpr, W_OUT: tl.constexpr, K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr,
+):  # fmt: skip
+    """Add to `total` the gradient for one plane of a stencil's input, at these rows and columns, for a stride."""
+    for dy in tl.static_range(K):
+        above = rows + (K // 2 - dy) * DILATION
+        for dx in tl.static_range(K):
+            left = columns + (K // 2 - dx) * DILATION
+            row, column = above // STRIDE, left // STRIDE
+            seen = (above >= 0) & (row < H_OUT) & (left >= 0) & (column < W_OUT)
+            seen = seen & (above % STRIDE == 0) & (left % STRIDE == 0)
+            value = tl.load(grad + (row * W_OUT + column), mask=seen, other=0.0)
+            total += value.to(tl.float32) * tl.load(kernel + dy * K + dx).to(tl.float32)
+    return total
 
 
 @triton.jit(do_not_specialize=INTEGERS)
 def _spread(
-    grad, kernel, x, out, grad_image, grad_edge, x_image, out_image, out_group, edges, c, h, w, h_out, w_out,
-    K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, MASK: tl.constexpr, ADD: tl.constexpr,
-    P: tl.constexpr,
+    grad, kernel, x, out, grad_image, grad_edge, x_image, out_image, out_group, edges, c,
+    H: tl.constexpr, W: tl.constexpr, H_OUT: tl.constexpr, W_OUT: tl.constexpr,
+    K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, STEP: tl.constexpr, JUMP: tl.constexpr,
+    MASK: tl.constexpr, ADD: tl.constexpr, ROWS: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of `_stencil` for x, summed over `edges` edges: see `spread`. (h_out, w_out) is that of `grad`."""
+    """The gradient of `_stencil` for x, summed over `edges` edges: see `spread`. (H_OUT, W_OUT) is that of `grad`."""
     tile, plane, image = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
-    q = tile * P + tl.arange(0, P)
     group, channel = plane // c, plane % c
-    inside = q < h * w
-    rows, columns = q // w, q % w
-    grad += image * grad_image + group * edges * grad_edge + channel * h_out * w_out
+    rows, columns = _pieces(tile, W, STEP, ROWS, P)
+    grad += image * grad_image + group * edges * grad_edge + channel * (H_OUT * W_OUT)
     kernel += (group * edges * c + channel) * (K * K)
-    total = tl.zeros((P,), tl.float32)
+    totals = _zeros(ROWS, P)
     for _ in range(edges):
-        for dy in tl.static_range(K):
-            above = rows + (K // 2 - dy) * DILATION
-            for dx in tl.static_range(K):
-                left = columns + (K // 2 - dx) * DILATION
-                if STRIDE == 1:
-                    seen = inside & (above >= 0) & (above < h) & (left >= 0) & (left < w)
-                    shift = (K // 2 - dy) * DILATION * w + (K // 2 - dx) * DILATION
-                    value = tl.load((grad + shift) + q, mask=seen, other=0.0)
-                else:
-                    row, column = above // STRIDE, left // STRIDE
-                    seen = inside & (above >= 0) & (row < h_out) & (left >= 0) & (column < w_out)
-                    seen = seen & (above % STRIDE == 0) & (left % STRIDE == 0)
-                    value = tl.load(grad + (row * w_out + column), mask=seen, other=0.0)
-                total += value.to(tl.float32) * tl.load(kernel + dy * K + dx).to(tl.float32)
+        if STRIDE == 1:
+            totals = _convolved(totals, grad, kernel, rows, columns, H, W, K, JUMP, DILATION, True, False, ROWS)
+        else:
+            for r in tl.static_range(ROWS):
+                row = rows + r * STEP
+                total = _gathered(totals[r], grad, kernel, row, columns, H_OUT, W_OUT, K, STRIDE, DILATION)
+                totals = _replaced(totals, r, total)
         grad += grad_edge
-        kernel += c * K * K
-    if MASK:
-        total = tl.where(tl.load(x + image * x_image + channel * h * w + q, mask=inside, other=0.0) > 0, total, 0.0)
-    at = out + image * out_image + group * out_group + channel * h * w + q
-    if ADD:
-        total += tl.load(at, mask=inside, other=0.0).to(tl.float32)
-    tl.store(at, total.to(out.dtype.element_ty), mask=inside)
+        kernel += c * (K * K)
+    x += image * x_image + channel * (H * W)
+    out += image * out_image + group * out_group + channel * (H * W)
+    for r in tl.static_range(ROWS):
+        total, row = totals[r], rows + r * STEP
+        at = row * W + columns
+        if MASK:
+            total = tl.where(tl.load(x + at, mask=row < H, other=0.0) > 0, total, 0.0)
+        if ADD:
+            total += tl.load(out + at, mask=row < H, other=0.0).to(tl.float32)
+        tl.store(out + at, total.to(out.dtype.element_ty), mask=row < H)
 
 
 @triton.jit(do_not_specialize=INTEGERS)
 def _kernel_grad(
-    x, grad, out, x_image, x_edge, grad_image, images, share, edges_c, c, h, w, h_out, w_out,
-    K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, TAPS: tl.constexpr, P: tl.constexpr,
+    x, grad, out, x_image, x_edge, grad_image, images, share, edges_c, c,
+    H: tl.constexpr, W: tl.constexpr, H_OUT: tl.constexpr, W_OUT: tl.constexpr,
+    K: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, STEP: tl.constexpr, JUMP: tl.constexpr,
+    ROWS: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
     """The gradient of `_stencil` for the kernel of one channel, over a share of the images."""
     wide, part = tl.program_id(0), tl.program_id(1).to(tl.int64)
     edge, channel = wide // c, wide % c
-    tap = tl.arange(0, TAPS)
-    dy, dx = (tap // K - K // 2) * DILATION, (tap % K - K // 2) * DILATION
-    x += part * share * x_image + edge * x_edge + channel * (h * w)
-    grad += part * share * grad_image + wide * (h_out * w_out)
-    total = tl.zeros((TAPS, P), tl.float32)
-    for first in range(0, h_out * w_out, P):
-        p = first + tl.arange(0, P)
-        rows, columns = _rows_and_columns(p, w_out, STRIDE)
-        row, column = rows[None, :] + dy[:, None], columns[None, :] + dx[:, None]
-        inside = p < h_out * w_out
-        seen = (tap < K * K)[:, None] & inside[None, :] & (row >= 0) & (row < h) & (column >= 0) & (column < w)
-        at = row * w + column
+    x += part * share * x_image + edge * x_edge + channel * (H * W)
+    grad += part * share * grad_image + wide * (H_OUT * W_OUT)
+    totals = _zeros(K * K, P)
+    for tile in range(tl.cdiv(tl.cdiv(H_OUT, ROWS * STEP) * STEP * W_OUT, P)):
+        row_out, column_out = _pieces(tile, W_OUT, STEP, ROWS, P)
+        rows, columns = row_out * STRIDE, column_out * STRIDE
         x_of, grad_of = x, grad
         for _ in range(part * share, tl.minimum((part + 1) * share, images)):
-            value = tl.load(x_of + at, mask=seen, other=0.0).to(tl.float32)
-            total += value * tl.load(grad_of + p, mask=inside, other=0.0).to(tl.float32)[None, :]
+            of_rows = ()
+            for r in tl.static_range(ROWS):
+                row = row_out + r * STEP
+                value = tl.load(grad_of + (row * W_OUT + column_out), mask=row < H_OUT, other=0.0)
+                of_rows = of_rows + (value.to(tl.float32),)
+            for j in tl.static_range((ROWS - 1) * JUMP + K):
+                for dx in tl.static_range(K):
+                    value = _neighbour(x_of, rows, columns, j, dx, H, W, K, DILATION, False)
+                    for r in tl.static_range(ROWS):
+                        if j - r * JUMP >= 0 and j - r * JUMP < K:
+                            total = totals[(j - r * JUMP) * K + dx] + value * of_rows[r]
+                            totals = _replaced(totals, (j - r * JUMP) * K + dx, total)
             x_of += x_image
             grad_of += grad_image
-    at = out + (part * edges_c + wide) * (K * K) + tap
-    tl.store(at, tl.sum(total, axis=1), mask=tap < K * K)
+    out += (part * edges_c + wide) * (K * K)
+    for tap in tl.static_range(K * K):
+        tl.store(out + tap, tl.sum(totals[tap], axis=0))
 
 
 @triton.jit(do_not_specialize=INTEGERS)
 def _pass(
-    x, bias, of_node, of_max, of_avg, out, argmax, x_image, out_image, out_edge, edges, c, h, w, h_out, w_out,
+    x, bias, of_node, of_max, of_avg, out, argmax, x_image, out_image, out_edge, edges, c,
+    H: tl.constexpr, W: tl.constexpr, H_OUT: tl.constexpr, W_OUT: tl.constexpr,
     STRIDE: tl.constexpr, NODE: tl.constexpr, MAX: tl.constexpr, AVG: tl.constexpr, ADD: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
     """out[b,e] (+)= bias[e] + of_node[e]·x[b] + of_max[e]·max_pool(x[b]) + of_avg[e]·avg_pool(x[b])."""
     tile, channel, image = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     p = tile * P + tl.arange(0, P)
-    rows, columns = _rows_and_columns(p, w_out, STRIDE)
-    inside = p < h_out * w_out
-    x += image * x_image + channel * h * w
-    offset = rows * w + columns
+    rows, columns = _rows_and_columns(p, W_OUT, STRIDE)
+    inside = p < H_OUT * W_OUT
+    x += image * x_image + channel * H * W
+    offset = rows * W + columns
     highest = tl.full((P,), float("-inf"), tl.float32)
     which = tl.zeros((P,), tl.int32)
     total = tl.zeros((P,), tl.float32)
@@ -199,21 +269,21 @@ def _pass(
             row = rows + dy - 1
             for dx in tl.static_range(3):
                 column = columns + dx - 1
-                seen = inside & (row >= 0) & (row < h) & (column >= 0) & (column < w)
-                value = tl.load((x + ((dy - 1) * w + dx - 1)) + offset, mask=seen, other=0.0).to(tl.float32)
+                seen = inside & (row >= 0) & (row < H) & (column >= 0) & (column < W)
+                value = tl.load((x + offset) + ((dy - 1) * W + dx - 1), mask=seen, other=0.0).to(tl.float32)
                 total += value
                 count += seen.to(tl.float32)
                 higher = seen & ((value > highest) | (value != value))  # NaN stays NaN, as in torch
                 highest = tl.where(higher, value, highest)
                 which = tl.where(higher, dy * 3 + dx, which)
     if MAX:
-        tl.store(argmax + (image * c + channel) * h_out * w_out + p, which.to(tl.int8), mask=inside)
+        tl.store(argmax + (image * c + channel) * H_OUT * W_OUT + p, which.to(tl.int8), mask=inside)
         highest = tl.where(inside, highest, 0.0)
     mean = total / tl.maximum(count, 1.0)
     node = total
     if NODE:
         node = tl.load(x + offset, mask=inside, other=0.0).to(tl.float32)
-    out += image * out_image + channel * h_out * w_out
+    out += image * out_image + channel * H_OUT * W_OUT
     at = channel
     for _ in range(edges):
         new = tl.zeros((P,), tl.float32) + tl.load(bias + at).to(tl.float32)
@@ -230,59 +300,82 @@ def _pass(
         at += c
 
 
+@triton.jit
+def _window(
+    rows, columns, k: tl.constexpr,
+    H: tl.constexpr, W: tl.constexpr, H_OUT: tl.constexpr, W_OUT: tl.constexpr, STRIDE: tl.constexpr,
+):  # fmt: skip
+    """Of the pool's windows whose `k`th pixel is at these rows and columns: where they lie in its output, whether there
+    is one, and of how many pixels."""
+    above, left = rows + 1 - k // 3, columns + 1 - k % 3
+    row, column = above // STRIDE, left // STRIDE
+    seen = (above >= 0) & (row < H_OUT) & (left >= 0) & (column < W_OUT)
+    if STRIDE > 1:
+        seen = seen & (above % STRIDE == 0) & (left % STRIDE == 0)
+    high = tl.minimum(row * STRIDE + 2, H) - tl.maximum(row * STRIDE - 1, 0)
+    wide = tl.minimum(column * STRIDE + 2, W) - tl.maximum(column * STRIDE - 1, 0)
+    return row * W_OUT + column, seen, tl.maximum(high * wide, 1)
+
+
 @triton.jit(do_not_specialize=INTEGERS)
 def _pass_grad(
-    grad, of_node, of_max, of_avg, argmax, out, grad_image, grad_edge, out_image, edges, c, h, w, h_out, w_out,
+    grad, of_node, of_max, of_avg, argmax, out, grad_image, grad_edge, out_image, edges, c,
+    H: tl.constexpr, W: tl.constexpr, H_OUT: tl.constexpr, W_OUT: tl.constexpr,
     STRIDE: tl.constexpr, NODE: tl.constexpr, MAX: tl.constexpr, AVG: tl.constexpr, ADD: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of `_pass` for x; (h_out, w_out) is that of `grad`."""
+    """The gradient of `_pass` for x; (H_OUT, W_OUT) is that of `grad`."""
     tile, channel, image = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     q = tile * P + tl.arange(0, P)
-    inside = q < h * w
-    rows, columns = q // w, q % w
-    argmax += (image * c + channel) * h_out * w_out
-    of_edge = grad + image * grad_image + channel * h_out * w_out
+    inside = q < H * W
+    rows, columns = q // W, q % W
+    argmax += (image * c + channel) * (H_OUT * W_OUT)
+    highest, shares = (), ()
+    for k in tl.static_range(9):
+        at, seen, size = _window(rows, columns, k, H, W, H_OUT, W_OUT, STRIDE)
+        if MAX:
+            highest = highest + (tl.load(argmax + at, mask=seen, other=-1) == k,)
+        shares = shares + (1.0 / size.to(tl.float32),)
+    grad += image * grad_image + channel * (H_OUT * W_OUT)
     total = tl.zeros((P,), tl.float32)
-    at = channel
-    for _ in range(edges):
+    for edge in range(edges):
         if NODE:
-            value = tl.load(of_edge + q, mask=inside, other=0.0).to(tl.float32)
-            total += value * tl.load(of_node + at).to(tl.float32)
+            value = tl.load(grad + q, mask=inside, other=0.0).to(tl.float32)
+            total += value * tl.load(of_node + edge * c + channel).to(tl.float32)
         if MAX or AVG:
-            for dy in tl.static_range(3):
-                above = rows + 1 - dy
-                row = above // STRIDE
-                for dx in tl.static_range(3):
-                    left = columns + 1 - dx
-                    column = left // STRIDE
-                    seen = inside & (above >= 0) & (row < h_out) & (left >= 0) & (column < w_out)
-                    if STRIDE > 1:
-                        seen = seen & (above % STRIDE == 0) & (left % STRIDE == 0)
-                    offset = row * w_out + column
-                    value = tl.load(of_edge + offset, mask=seen, other=0.0).to(tl.float32)
-                    if MAX:
-                        highest = tl.load(argmax + offset, mask=seen, other=-1) == dy * 3 + dx
-                        total += tl.where(highest, value * tl.load(of_max + at).to(tl.float32), 0.0)
-                    if AVG:
-                        high = tl.minimum(row * STRIDE + 2, h) - tl.maximum(row * STRIDE - 1, 0)
-                        wide = tl.minimum(column * STRIDE + 2, w) - tl.maximum(column * STRIDE - 1, 0)
-                        share = tl.load(of_avg + at).to(tl.float32) / tl.maximum(high * wide, 1).to(tl.float32)
-                        total += value * share
-        of_edge += grad_edge
-        at += c
-    place = out + image * out_image + channel * h * w + q
+            for k in tl.static_range(9):
+                at, seen, _ = _window(rows, columns, k, H, W, H_OUT, W_OUT, STRIDE)
+                value = tl.load(grad + at, mask=seen, other=0.0).to(tl.float32)
+                if MAX:
+                    total += tl.where(highest[k], value * tl.load(of_max + edge * c + channel).to(tl.float32), 0.0)
+                if AVG:
+                    total += value * (shares[k] * tl.load(of_avg + edge * c + channel).to(tl.float32))
+        grad += grad_edge
+    place = out + image * out_image + channel * H * W + q
     if ADD:
         total += tl.load(place, mask=inside, other=0.0).to(tl.float32)
     tl.store(place, total.to(out.dtype.element_ty), mask=inside)
 
 
-def _tile(pixels: int, most: int = 256) -> dict[str, int]:
-    """The pixels of a program's tile, its warps, and that the compiler keeps no loads in flight in shared memory.
+COMPILED = {"num_stages": 1, "enable_fp_fusion": True}
+"""The compiler keeps no loads in flight in shared memory. Fused multiply-adds are said because Triton 3.9 warns, and
+3.10 does otherwise, where they are not."""
 
-    Fused multiply-adds are said because Triton 3.9 warns, and 3.10 does otherwise, where they are not.
-    """
+
+def _tile(pixels: int, most: int = 256) -> dict[str, int]:
+    """The pixels of a program's tile, and its warps."""
     p = min(triton.next_power_of_2(pixels), most)
-    return {"P": p, "num_warps": max(1, min(4, p // 32)), "num_stages": 1, "enable_fp_fusion": True}
+    return {"P": p, "num_warps": max(1, min(4, p // 32)), **COMPILED}
+
+
+def _tiles(out: Tensor, step: int, rows: int, most: int) -> tuple[int, dict[str, int]]:
+    """How many tiles cover an image of `out`, and their form: `most` pieces of columns at most, of `rows` pixels or
+    fewer, `step` rows apart."""
+    h, w = out.shape[-2:]
+    while rows > 1 and h * w < 32 * rows:  # rather all threads of a warp
+        rows //= 2
+    pieces = triton.cdiv(h, rows * step) * step * w
+    p = min(triton.next_power_of_2(pieces), most)
+    return triton.cdiv(pieces, p), {"ROWS": rows, "P": p, "num_warps": max(1, p // 32), **COMPILED}
 
 
 def _edge_stride(x: Tensor) -> int:
@@ -299,11 +392,24 @@ class Stencil(NamedTuple):
 
     @property
     def form(self) -> dict[str, int]:
-        """What its kernels are compiled for."""
-        return {"K": self.kernel.shape[-1], "STRIDE": self.stride, "DILATION": self.dilation}
+        """What its kernels are compiled for. Rows of the output that are STEP apart see the same rows of the input,
+        which are JUMP rows of the kernel apart."""
+        step = self.dilation if self.stride % self.dilation else 1
+        return {
+            "K": self.kernel.shape[-1],
+            "STRIDE": self.stride,
+            "DILATION": self.dilation,
+            "STEP": step,
+            "JUMP": step * self.stride // self.dilation,
+        }
 
 
-NO_STENCIL = {"K": 0, "STRIDE": 1, "DILATION": 1}
+NO_STENCIL = {"K": 0, "STRIDE": 1, "DILATION": 1, "STEP": 1, "JUMP": 1}
+
+
+def _sizes(x: Tensor, out: Tensor) -> dict[str, int]:
+    """Of the images before and after a kernel."""
+    return {"H": x.shape[-2], "W": x.shape[-1], "H_OUT": out.shape[-2], "W_OUT": out.shape[-1]}
 
 
 def mix(
@@ -323,12 +429,13 @@ def mix(
     Of `x` (B,C,H,W) or (B,E,C,H,W), after the `stencil` if there is one: of its positive part if `relu`, with kernels
     `flip`ped, and where `mask` (B,E,C,H,W) is positive. With a `bias` (E·D,) comes a ReLU.
     """
-    c, h, w = x.shape[-3:]
-    images, edges, d, h_out, w_out = out.shape
+    images, edges, d = out.shape[:3]
+    form = NO_STENCIL if stencil is None else stencil.form
     wide = triton.next_power_of_2(d)
-    tile = _tile(h_out * w_out, max(32, min(256, 4096 // wide)))
-    tile["num_warps"] = max(tile["num_warps"], wide * tile["P"] // 2048)  # a thread has registers for 64 sums
-    _mix[triton.cdiv(h_out * w_out, tile["P"]), edges, images](
+    # A thread has registers for 64 sums; for more, too, but then small images would make too few warps for a GPU.
+    tiles, tile = _tiles(out, form["STEP"], rows=max(1, min(4, 64 // wide)), most=32)
+    tile["num_warps"] = max(1, wide // 64)
+    _mix[tiles, edges, images](
         x,
         out if stencil is None else stencil.kernel,
         weight,
@@ -341,8 +448,9 @@ def mix(
         out.stride(0),
         out.stride(1),
         *weight.stride(),
-        *(c, d, h, w, h_out, w_out),
-        **(NO_STENCIL if stencil is None else stencil.form),
+        *(x.shape[-3], d),
+        **_sizes(x, out),
+        **form,
         FLIP=flip,
         RELU_IN=relu,
         MASK=mask is not None,
@@ -359,11 +467,11 @@ def spread(grad: Tensor, stencil: Stencil, out: Tensor, mask: Tensor | None = No
 
     For an `out` (B,C,H,W) the sum over all edges, where `mask`, of its shape, is positive; or else (B,E,C,H,W).
     """
-    images, edges, c, h_out, w_out = grad.shape
-    h, w = out.shape[-2:]
+    images, edges, c = grad.shape[:3]
     groups = out.shape[1] if out.ndim == 5 else 1
-    tile = _tile(h * w)
-    _spread[triton.cdiv(h * w, tile["P"]), groups * c, images](
+    form = stencil.form
+    tiles, tile = _tiles(out, form["STEP"], rows=4 if stencil.stride == 1 else 2, most=128)
+    _spread[tiles, groups * c, images](
         grad,
         stencil.kernel,
         out if mask is None else mask,
@@ -373,8 +481,9 @@ def spread(grad: Tensor, stencil: Stencil, out: Tensor, mask: Tensor | None = No
         0 if mask is None else mask.stride(0),
         out.stride(0),
         _edge_stride(out),
-        *(edges // groups, c, h, w, h_out, w_out),
-        **stencil.form,
+        *(edges // groups, c),
+        **_sizes(out, grad),
+        **form,
         MASK=mask is not None,
         ADD=add,
         **tile,
@@ -384,34 +493,35 @@ def spread(grad: Tensor, stencil: Stencil, out: Tensor, mask: Tensor | None = No
 
 def convolve(x: Tensor, stencil: Stencil, out: Tensor) -> Tensor:
     """Write into `out` (B,E,C,H',W') the stencil of `x` (B,C,H,W) or (B,E,C,H,W)."""
-    images, edges, c, h_out, w_out = out.shape
-    tile = _tile(h_out * w_out)
-    _stencil[triton.cdiv(h_out * w_out, tile["P"]), edges * c, images](
-        *(x, stencil.kernel, out, x.stride(0), _edge_stride(x), out.stride(0), out.stride(1)),
-        *(c, *x.shape[-2:], h_out, w_out),
-        **stencil.form,
+    images, edges, c = out.shape[:3]
+    form = stencil.form
+    tiles, tile = _tiles(out, form["STEP"], rows=4, most=128)
+    _stencil[tiles, edges * c, images](
+        *(x, stencil.kernel, out, x.stride(0), _edge_stride(x), out.stride(0), out.stride(1), c),
+        **_sizes(x, out),
+        **form,
         **tile,
     )
     return out
 
 
-PROGRAMS = 1024
-"""As many as fill a GPU: over so many the images of a gradient of kernels are divided."""
+PROGRAMS = 4096
+"""Of one warp each, as many as fill a GPU: over so many the images of a gradient of kernels are divided."""
 
 
 def kernel_grad(x: Tensor, stencil: Stencil, grad: Tensor) -> Tensor:
     """The gradient of a stencil's kernels, like them, from its input and the gradient (B,E,C,H',W') of its output."""
-    images, edges, c, h_out, w_out = grad.shape
-    k = stencil.kernel.shape[-1]
+    images, edges, c = grad.shape[:3]
+    form, k = stencil.form, stencil.kernel.shape[-1]
     share = triton.cdiv(images, min(images, triton.cdiv(PROGRAMS, edges * c)))
     parts = triton.cdiv(images, share)
     out = torch.empty(parts, edges * c, k * k, device=x.device, dtype=torch.float32)
     _kernel_grad[edges * c, parts](
         *(x, grad, out, x.stride(0), _edge_stride(x), grad.stride(0)),
-        *(images, share, edges * c, c, *x.shape[-2:], h_out, w_out),
-        **stencil.form,
-        TAPS=triton.next_power_of_2(k * k),
-        **_tile(h_out * w_out, 128),
+        *(images, share, edges * c, c),
+        **_sizes(x, grad),
+        **form,
+        **_tiles(grad, form["STEP"], rows=4, most=32)[1],
     )
     return out.sum(0).view_as(stencil.kernel).to(stencil.kernel.dtype)
 
@@ -444,8 +554,8 @@ def pass_on(x: Tensor, passed: Passed, bias: Tensor, out: Tensor, add: bool = Fa
     tile = _tile(h_out * w_out)
     argmax = torch.empty(images, c, h_out, w_out, device=x.device, dtype=torch.int8)
     _pass[triton.cdiv(h_out * w_out, tile["P"]), c, images](
-        *(x, bias, *passed.scales(bias), out, argmax, x.stride(0), out.stride(0), out.stride(1), edges),
-        *(c, *x.shape[-2:], h_out, w_out),
+        *(x, bias, *passed.scales(bias), out, argmax, x.stride(0), out.stride(0), out.stride(1), edges, c),
+        **_sizes(x, out),
         **passed.form,
         ADD=add,
         **tile,
@@ -455,12 +565,12 @@ def pass_on(x: Tensor, passed: Passed, bias: Tensor, out: Tensor, add: bool = Fa
 
 def pass_back(grad: Tensor, passed: Passed, argmax: Tensor, out: Tensor, add: bool = False) -> Tensor:
     """Write into `out` (B,C,H,W), or `add` to it, the gradient of `pass_on` for x, from that of its result."""
-    images, edges, c, h_out, w_out = grad.shape
-    h, w = out.shape[-2:]
-    tile = _tile(h * w)
-    _pass_grad[triton.cdiv(h * w, tile["P"]), c, images](
-        *(grad, *passed.scales(grad), argmax, out, grad.stride(0), grad.stride(1), out.stride(0), edges),
-        *(c, h, w, h_out, w_out),
+    images, edges, c = grad.shape[:3]
+    pixels = out.shape[-2] * out.shape[-1]
+    tile = _tile(pixels)
+    _pass_grad[triton.cdiv(pixels, tile["P"]), c, images](
+        *(grad, *passed.scales(grad), argmax, out, grad.stride(0), grad.stride(1), out.stride(0), edges, c),
+        **_sizes(out, grad),
         **passed.form,
         ADD=add,
         **tile,
