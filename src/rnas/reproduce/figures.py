@@ -112,7 +112,7 @@ def bounds(plan: Plan) -> Drawing:
                 rows.append((f"H = {row.model}", [_mark(robust, "adversarial"), _mark(clean, "clean", hollow=True)]))
         if rows:
             described = "; ".join(f"{name}: PGD-20 {percent(m[0].value)}" for name, m in rows if m[0])
-            panels.append(dot_chart(rows, title=Path(data).stem, description=described + ".", join=True))
+            panels.append(dot_chart(rows, title=Path(data).stem, description=described + "."))
     if not panels:
         raise _nothing(plan)
     out = arranged(panels, len(panels), "Clean (open) and PGD-20 (filled) accuracy against the bound H")
