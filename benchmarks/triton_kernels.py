@@ -5,8 +5,9 @@
 A step of a search runs on torch's `meta` device, which computes nothing, and its launches are written down. All that is
 different among them is compiled for NVIDIA GPUs of a compute capability (90: H100) and taken apart by the tools that
 Triton brings along. Of each kernel: how often it is launched, and compiled; the most registers of a thread, and whether
-some spill into memory; instructions of all its warps, and how many of them read memory, where a loop counts as often as
-the arguments say. Seconds are no part of it: what waits for what only a GPU can tell.
+some spill into memory; instructions of all its warps, and how many of them load from global memory (masked or not,
+through whatever caches), where a loop counts as often as the arguments say. Seconds are no part of it: what waits for
+what only a GPU can tell.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,9 +26,14 @@ from typing import Any
 from unittest import mock
 
 import torch
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+
+try:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+except ImportError as e:
+    print(f"triton_kernels: needs Triton, which there is for Linux ({e})", file=sys.stderr)
+    sys.exit(2)
 
 from benchmarks.search_step import PASSES, Steps
 from benchmarks.timing import positive, program, save
@@ -54,9 +62,11 @@ class Compiled:
     registers: int
     spills: bool
     once: Mapping[str, int]
-    """Instructions outside of loops: all, and those that read memory."""
+    """Instructions outside of loops: all, and those that load."""
+    outer: Mapping[str, int]
+    """Those of the loop around the innermost alone, each time."""
     loop: Mapping[str, int]
-    """And of the innermost loop, each time."""
+    """And of the innermost, each time."""
 
 
 @contextmanager
@@ -111,31 +121,50 @@ def compiled(launch: Launch, capability: int) -> Compiled:
             aligned[i,] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constants, aligned)
     options = {name: value for name, value in launch.arguments.items() if name not in kernel.arg_names}
-    return taken_apart(triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options).asm["sass"])
+    binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    registers, stack = usage(binary.asm["cubin"])
+    return taken_apart(binary.asm["sass"], registers, stack > 0)
 
 
-def taken_apart(sass: str) -> Compiled:
+def usage(cubin: bytes) -> tuple[int, int]:
+    """Registers of a thread, and bytes of its stack, where registers spill to."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", said)
+    assert found, said
+    return int(found[1]), int(found[2])
+
+
+def taken_apart(sass: str, registers: int = 0, spills: bool = False) -> Compiled:
     """A disassembled kernel, a line for each instruction and label."""
     names: list[str] = []
     labels: dict[str, int] = {}
-    loops: list[tuple[int, int]] = []
+    loops: list[range] = []
     for line in sass.splitlines():
         if label := re.match(r"(LBB\d+):", line):
             labels[label[1]] = len(names)
         elif instruction := re.match(r"\S+:\S+\t(?:@!?\S+ )?([A-Z0-9]+)\S* ?(.*);", line):
             name, operands = instruction.groups()
             target = re.search(r"(LBB\d+)", operands)
-            if name == "BRA" and target and labels.get(target[1], len(names)) < len(names):
-                loops.append((labels[target[1]], len(names)))
             names.append(name)
-    # A loop that the compiler unrolled is followed by another for what is left.
-    in_loops = {i for start, end in loops for i in range(start, end + 1)}
-    smallest = min(loops, key=lambda loop: loop[1] - loop[0], default=(0, -1))
+            if name == "BRA" and target and labels.get(target[1], len(names)) < len(names) - 1:
+                loops.append(range(labels[target[1]], len(names)))
+    # The smallest: a loop that the compiler unrolled is followed by another for what is left.
+    innermost = min(loops, key=len, default=range(0))
+    around = [
+        loop for loop in loops if loop != innermost and innermost and innermost[0] in loop and innermost[-1] in loop
+    ]
+    others = {i for loop in loops if loop not in around for i in loop}
+    outer = {i for loop in around for i in loop} - others
     return Compiled(
-        registers=1 + max(map(int, re.findall(r"\bR(\d+)", sass)), default=0),
-        spills=not {"LDL", "STL"}.isdisjoint(names),
-        once=_counted([name for i, name in enumerate(names) if i not in in_loops]),
-        loop=_counted(names[smallest[0] : smallest[1] + 1]),
+        registers,
+        spills,
+        once=_counted([name for i, name in enumerate(names) if i not in outer | others]),
+        outer=_counted([names[i] for i in outer]),
+        loop=_counted([names[i] for i in innermost]),
     )
 
 
@@ -143,14 +172,15 @@ def _counted(names: Sequence[str]) -> dict[str, int]:
     return {"instructions": len(names), "loads": sum(name in ("LDG", "LDL") for name in names)}
 
 
-def trips(a: Arguments) -> int:
-    """How often the innermost loop of a kernel with these arguments runs."""
-    if "share" in a and "COLUMNS" in a:  # BN: over the images of a chunk and their pixels
-        return int(triton.cdiv(a["share"], a["ROWS"]) * triton.cdiv(a["PIXELS"], a["COLUMNS"]))
-    if "share" in a:  # a kernel's gradient: over the tiles of the images of a share
+def trips(a: Arguments) -> tuple[int, int]:
+    """How often the innermost loop of a kernel with these arguments runs for each time of the one around it, if there
+    is one, and how often that does."""
+    if "share" in a and "COLUMNS" in a:  # BN: the pixels of the images of a chunk
+        return int(triton.cdiv(a["PIXELS"], a["COLUMNS"])), int(triton.cdiv(a["share"], a["ROWS"]))
+    if "share" in a:  # a kernel's gradient: the images of a share, tile by tile
         bands = triton.cdiv(a["H_OUT"], a["ROWS"] * a["STEP"]) * a["STEP"]
-        return int(triton.cdiv(bands * a["W_OUT"], a["P"]) * a["share"])
-    return int(a.get("edges", a["c"]))
+        return int(a["share"]), int(triton.cdiv(bands * a["W_OUT"], a["P"]))
+    return int(a.get("edges", a["c"])), 1
 
 
 def measure(steps: Sequence[str], batch_size: int, capability: int) -> dict[str, dict[str, dict[str, Any]]]:
@@ -174,8 +204,9 @@ def measure(steps: Sequence[str], batch_size: int, capability: int) -> dict[str,
             of["registers"] = max(of["registers"], found.registers)
             of["spills"] |= found.spills
             warps = launch.programs * launch.arguments["num_warps"]
+            inner, outer = trips(launch.arguments)
             for what in ("instructions", "loads"):
-                of[what] += warps * (found.once[what] + trips(launch.arguments) * found.loop[what])
+                of[what] += warps * (found.once[what] + outer * (found.outer[what] + inner * found.loop[what]))
     return result
 
 

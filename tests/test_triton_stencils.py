@@ -75,15 +75,16 @@ class Case:
     params=[
         (3, 1, 1, 4, 5),
         (5, 2, 2, 4, 5),
+        (3, 1, 2, 8, 9),
         (5, 1, 1, 13, 11),
         (3, 1, 2, 13, 11),
-        (5, 2, 1, 23, 12),
-        (3, 2, 2, 23, 12),
+        (5, 2, 1, 26, 22),
     ],
     ids=lambda p: "k{} stride {} dilation {} {}x{}".format(*p),
 )
 def case(request: pytest.FixtureRequest) -> Case:
-    """On images of 128 pixels and more, a thread has several of a column; none of their sizes divides a tile's."""
+    """A thread has one pixel of the output, or two of a column from 64 pixels on, or four from 128 on; 13 rows leave
+    some of the four below the image."""
     return Case(*request.param)
 
 
@@ -103,6 +104,27 @@ def test_depthwise_and_pointwise_convolutions_in_one(case: Case) -> None:
     assert_close(mix(case.each, case.weight, out, case.stencil, bias=bias), biased)
     back = torch.einsum("edc,bedhw->bechw", case.weight, case.out)
     assert_close(mix(case.out, case.weight.transpose(1, 2), out), back)
+
+
+@pytest.mark.parametrize("d", [17, 33])
+def test_with_more_channels_a_thread_has_fewer_pixels(d: int) -> None:
+    x, weight, kernel = random(1, 2, 12, 11), random(1, d, 2), random(2, 1, 3, 3)
+    wanted = torch.einsum("edc,bchw->bedhw", weight, F.conv2d(x, kernel, padding=1, groups=2))
+    assert_close(mix(x, weight, torch.empty_like(wanted), Stencil(kernel)), wanted)
+
+
+def test_an_image_of_several_tiles() -> None:
+    x, kernel = random(1, 1, 26, 22), random(1, 1, 3, 3)
+    wanted = F.conv2d(x, kernel, padding=1)[:, None]
+    assert_close(convolve(x, Stencil(kernel), torch.empty_like(wanted)), wanted)
+
+
+def test_infinity_touches_no_other_tap() -> None:
+    """13 rows leave pixels below the image, with no gradient; its product with infinity would be NaN."""
+    x = random(1, 1, 13, 11)
+    x[..., -1, 0] = torch.inf
+    got = kernel_grad(x, Stencil(random(1, 1, 3, 3)), torch.ones(1, 1, 1, 13, 11, device=DEVICE))
+    assert got[0, 0].isfinite().tolist() == [[True, True, True], [False, False, True], [False, False, True]]
 
 
 def test_the_gradient_through_both(case: Case) -> None:

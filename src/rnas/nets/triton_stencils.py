@@ -1,10 +1,11 @@
 """The fast supernet's kernels on a GPU, in Triton: depthwise convolutions alone and with the 1x1 that follows, pools.
 
 A program computes some pixels of one channel, or of all. It reads their neighbours by loads that the multiprocessor's
-cache answers. As these are what it waits for, a thread of a convolution computes several pixels of a column, and what
-it has read serves all that it is a neighbour of. Images are (B,·,H,W) with contiguous planes; what leaves a node for
-its E edges is (B,E,C,H,W), of any strides for images and edges. Sums are float32, whatever the images are. Kernels are
-compiled for the sizes of the images: a supernet has three.
+cache answers. By counting, not by a profile, these are what it waits for; so a thread of a convolution computes several
+pixels of a column, and what it has read serves all that it is a neighbour of. Kernels are compiled for the sizes of the
+images: a supernet has three. Images are (B,·,H,W) with contiguous planes; what leaves a node for its E edges is
+(B,E,C,H,W), of any strides for images and, but for a mask and in `kernel_grad`, for edges. Sums are float32, whatever
+the images are.
 """
 
 from __future__ import annotations
@@ -22,14 +23,8 @@ weight_in edges edges_c images share c d""".split()
 
 
 @triton.jit
-def _rows_and_columns(p, width: tl.constexpr, stride: tl.constexpr):
-    """Where the pixels `p` of an output of this `width` lie in its input."""
-    return (p // width) * stride, (p % width) * stride
-
-
-@triton.jit
 def _pieces(tile, width: tl.constexpr, STEP: tl.constexpr, ROWS: tl.constexpr, P: tl.constexpr):
-    """Of P pieces of columns, each ROWS pixels STEP rows apart: the first's row, and the column."""
+    """The row of the first pixel, and the column, of each of P pieces: ROWS pixels of a column, STEP rows apart."""
     q = tile * P + tl.arange(0, P)
     band = q // width
     return (band // STEP) * (ROWS * STEP) + band % STEP, q % width
@@ -72,8 +67,8 @@ def _convolved(
     H: tl.constexpr, W: tl.constexpr, K: tl.constexpr, JUMP: tl.constexpr, DILATION: tl.constexpr,
     FLIP: tl.constexpr, RELU: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Add what the kernel (`FLIP`ped) makes of one plane `x`, or of its positive part: to the first of ROWS `totals` at
-    these rows and columns of `x`; to each other JUMP rows of the kernel further down."""
+    """Add what the kernel (`FLIP`ped) makes of one plane `x`, or of its positive part, to each of ROWS `totals`: at
+    these rows and columns of `x` to the first, r·JUMP rows of the kernel further down to the `r`th."""
     for j in tl.static_range((ROWS - 1) * JUMP + K):
         for dx in tl.static_range(K):
             value = _neighbour(x, rows, columns, j, dx, H, W, K, DILATION, RELU)
@@ -122,12 +117,14 @@ def _mix(
         kernel += K * K
         weight += weight_in
     out += image * out_image + edge * out_edge
+    if BIAS_RELU:
+        of_bias = tl.load(bias + edge * d + to, mask=to < d, other=0.0).to(tl.float32)
     for r in tl.static_range(ROWS):
         total, row = totals[r], row_out + r * STEP
         at = out + (to[:, None] * (H_OUT * W_OUT) + (row * W_OUT + column_out)[None, :])
         there = (to < d)[:, None] & (row < H_OUT)[None, :]
         if BIAS_RELU:
-            total += tl.load(bias + edge * d + to, mask=to < d, other=0.0).to(tl.float32)[:, None]
+            total += of_bias[:, None]
             total = tl.maximum(total, 0.0, propagate_nan=tl.PropagateNan.ALL)
         if ADD:
             total += tl.load(at, mask=there, other=0.0).to(tl.float32)
@@ -238,7 +235,10 @@ def _kernel_grad(
                     value = _neighbour(x_of, rows, columns, j, dx, H, W, K, DILATION, False)
                     for r in tl.static_range(ROWS):
                         if j - r * JUMP >= 0 and j - r * JUMP < K:
-                            total = totals[(j - r * JUMP) * K + dx] + value * of_rows[r]
+                            seen = value
+                            if H_OUT % (ROWS * STEP) > 0:  # from below the image nothing is, and 0·∞ would be NaN
+                                seen = tl.where(row_out + r * STEP < H_OUT, value, 0.0)
+                            total = totals[(j - r * JUMP) * K + dx] + seen * of_rows[r]
                             totals = _replaced(totals, (j - r * JUMP) * K + dx, total)
             x_of += x_image
             grad_of += grad_image
@@ -256,7 +256,7 @@ def _pass(
     """out[b,e] (+)= bias[e] + of_node[e]·x[b] + of_max[e]·max_pool(x[b]) + of_avg[e]·avg_pool(x[b])."""
     tile, channel, image = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     p = tile * P + tl.arange(0, P)
-    rows, columns = _rows_and_columns(p, W_OUT, STRIDE)
+    rows, columns = (p // W_OUT) * STRIDE, (p % W_OUT) * STRIDE
     inside = p < H_OUT * W_OUT
     x += image * x_image + channel * H * W
     offset = rows * W + columns
