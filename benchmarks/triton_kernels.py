@@ -13,12 +13,13 @@ what only a GPU can tell.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,8 @@ from rnas.nets import fast, fast_triton
 from rnas.precision import Precision
 
 Arguments = dict[str, Any]
+Counts = dict[str, int]
+"""Instructions: all, and those that load."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +64,12 @@ class Launch:
 class Compiled:
     registers: int
     spills: bool
-    once: Mapping[str, int]
-    """Instructions outside of loops: all, and those that load."""
-    outer: Mapping[str, int]
-    """Those of the loop around the innermost alone, each time."""
-    loop: Mapping[str, int]
-    """And of the innermost, each time."""
+    once: Counts
+    """Outside of loops."""
+    outer: Counts
+    """In the loop around the innermost alone, each time."""
+    loop: Counts
+    """In the innermost, each time."""
 
 
 @contextmanager
@@ -76,10 +79,8 @@ def written_down() -> Iterator[list[Launch]]:
 
     def launcher(kernel: Any, grid: Sequence[int]) -> Callable[..., None]:
         def launch(*args: Any, **options: Any) -> None:
-            programs = 1
-            for n in grid:
-                programs *= n
-            launches.append(Launch(kernel, programs, dict(zip(kernel.arg_names, args, strict=False)) | options))
+            arguments = dict(zip(kernel.arg_names, args, strict=False)) | options
+            launches.append(Launch(kernel, math.prod(grid), arguments))
 
         return launch
 
@@ -123,7 +124,7 @@ def compiled(launch: Launch, capability: int) -> Compiled:
     options = {name: value for name, value in launch.arguments.items() if name not in kernel.arg_names}
     binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     registers, stack = usage(binary.asm["cubin"])
-    return taken_apart(binary.asm["sass"], registers, stack > 0)
+    return Compiled(registers, stack > 0, *counted(binary.asm["sass"]))
 
 
 def usage(cubin: bytes) -> tuple[int, int]:
@@ -138,8 +139,9 @@ def usage(cubin: bytes) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def taken_apart(sass: str, registers: int = 0, spills: bool = False) -> Compiled:
-    """A disassembled kernel, a line for each instruction and label."""
+def counted(sass: str) -> tuple[Counts, Counts, Counts]:
+    """Instructions outside of loops, around the innermost and in it, of a kernel as disassembled: a line for each
+    instruction and label."""
     names: list[str] = []
     labels: dict[str, int] = {}
     loops: list[range] = []
@@ -154,21 +156,14 @@ def taken_apart(sass: str, registers: int = 0, spills: bool = False) -> Compiled
                 loops.append(range(labels[target[1]], len(names)))
     # The smallest: a loop that the compiler unrolled is followed by another for what is left.
     innermost = min(loops, key=len, default=range(0))
-    around = [
-        loop for loop in loops if loop != innermost and innermost and innermost[0] in loop and innermost[-1] in loop
-    ]
+    around = [loop for loop in loops if len(loop) > len(innermost) and set(innermost) <= set(loop)]
     others = {i for loop in loops if loop not in around for i in loop}
     outer = {i for loop in around for i in loop} - others
-    return Compiled(
-        registers,
-        spills,
-        once=_counted([name for i, name in enumerate(names) if i not in outer | others]),
-        outer=_counted([names[i] for i in outer]),
-        loop=_counted([names[i] for i in innermost]),
-    )
+    once = set(range(len(names))) - outer - others
+    return _counts([names[i] for i in once]), _counts([names[i] for i in outer]), _counts([names[i] for i in innermost])
 
 
-def _counted(names: Sequence[str]) -> dict[str, int]:
+def _counts(names: Sequence[str]) -> Counts:
     return {"instructions": len(names), "loads": sum(name in ("LDG", "LDL") for name in names)}
 
 

@@ -292,20 +292,21 @@ def test_a_loop_counts_as_often_as_it_runs(monkeypatch: pytest.MonkeyPatch) -> N
     pytest.importorskip("triton")
     from benchmarks import triton_kernels
 
-    found = triton_kernels.taken_apart(SASS)
-    assert found.once == {"instructions": 5, "loads": 1}
-    assert found.outer == {"instructions": 3, "loads": 1}
-    assert found.loop == {"instructions": 3, "loads": 1}
+    once, outer, loop = triton_kernels.counted(SASS)
+    assert once == {"instructions": 5, "loads": 1}
+    assert outer == {"instructions": 3, "loads": 1}
+    assert loop == {"instructions": 3, "loads": 1}
 
     kernel = SimpleNamespace(__name__="_kernel", arg_names=[])
     launch = triton_kernels.Launch(kernel, programs=10, arguments={"num_warps": 2})
     monkeypatch.setattr(triton_kernels, "launches_of", lambda step, batch_size: [launch, launch])
+    found = triton_kernels.Compiled(40, True, once, outer, loop)
     monkeypatch.setattr(triton_kernels, "compiled", lambda launch, capability: found)
     monkeypatch.setattr(triton_kernels, "trips", lambda arguments: (7, 4))
     of = triton_kernels.measure(["pgd"], 128, 90)["pgd"]["kernel"]
     assert of["instructions"] == 2 * 10 * 2 * (5 + 4 * (3 + 7 * 3))
     assert of["loads"] == 2 * 10 * 2 * (1 + 4 * (1 + 7))
-    assert (of["launches"], of["compiled"]) == (2, 1)
+    assert (of["launches"], of["compiled"], of["registers"], of["spills"]) == (2, 1, 40, True)
 
 
 def test_trips_of_loops() -> None:

@@ -28,7 +28,7 @@ from rnas.nets.zoo import build
 from rnas.precision import Precision
 from rnas.search import search
 from rnas.settings import Perturbation, Search, SearchSpace, Source, Train
-from rnas.steps import craft, craft_away, weight_step
+from rnas.steps import craft, craft_away, differentiated, weight_step
 from rnas.train import train
 from tape import Tape
 
@@ -575,3 +575,34 @@ def test_the_environment_switches_it_off_and_on(
     assert not graphs.recordable(torch.device("cpu"))
     assert graphs.pays(1.0, 0.5)
     assert not graphs.pays(0.5, 1.0)
+
+
+@pytest.mark.parametrize("precision", [Precision(), Precision(bf16=True)], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.usefixtures("form")
+def test_a_launched_step_leaves_nothing_that_ties_a_recording_to_its_stream(
+    precision: Precision, kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What autograd keeps for a parameter as long as a pass lives remembers the pass's stream; nor is it left to the
+    garbage collector. If the test itself keeps the logits, it is still there."""
+    monkeypatch.setattr(graphs, "recordable", lambda device: False)
+    net = supernet().train()
+    hoard = []
+
+    def node(p: Tensor) -> Any:
+        return p.view_as(p).grad_fn.next_functions[0][0]
+
+    def loss_of(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        logits = precision.of(net)(x)
+        hoard.extend([logits] * kept)
+        for p in net.thetas:
+            node(p).metadata["of the pass"] = True
+        return nn.functional.cross_entropy(logits, y), logits
+
+    gc.collect()
+    gc.disable()
+    try:
+        differentiated(graphs.WEIGHTS, loss_of, net, "key", batch(), net.thetas)
+        assert any("of the pass" in node(p).metadata for p in net.thetas) == kept
+    finally:
+        gc.enable()
