@@ -18,6 +18,7 @@ from rnas.frozen import frozen
 from rnas.genotype import OPERATIONS
 from rnas.nets.fast import FastCell, FastSupernet
 from rnas.nets.fast_kernels import depthwise, depthwise_input_grad, depthwise_weight_grad
+from rnas.nets.space import CellWeights, Shape
 from rnas.nets.supernet import Supernet, SupernetCell
 from rnas.precision import full_precision
 from rnas.settings import Search, SearchSpace
@@ -103,8 +104,8 @@ def test_equals_the_plain_supernet(train: bool, dtype: torch.dtype, alpha: str) 
 def test_every_cell_and_operation(column: int | None, reduction: bool, after_reduction: bool, train: bool) -> None:
     space = SearchSpace(nodes=2)
     torch.manual_seed(3)
-    plain = SupernetCell(space, 6, 8, 4, reduction, after_reduction).double().train(train)
-    fast = FastCell(space, 6, 8, 4, reduction, after_reduction).double().train(train)
+    plain = SupernetCell(Shape(space), 6, 8, 4, reduction, after_reduction).double().train(train)
+    fast = FastCell(Shape(space), 6, 8, 4, reduction, after_reduction).double().train(train)
     fast.load_state_dict(plain.state_dict())
     shape = (space.edges, len(OPERATIONS))
     one_hot = torch.zeros(shape, dtype=torch.float64)
@@ -118,7 +119,7 @@ def test_every_cell_and_operation(column: int | None, reduction: bool, after_red
         s1 = torch.randn(3, 8, 8, 8, generator=generator, dtype=torch.float64).requires_grad_()
         weights = torch.rand(shape, generator=generator, dtype=torch.float64) if column is None else one_hot.clone()
         weights.requires_grad_()
-        out = cell(s0, s1, weights)
+        out = cell(s0, s1, CellWeights(weights))
         gradients = torch.autograd.grad(
             (out * torch.randn(out.shape, generator=generator, dtype=torch.float64)).sum(),
             [s0, s1, weights, *cell.parameters()],

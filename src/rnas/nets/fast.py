@@ -9,22 +9,31 @@ the 1x1 convolutions, and for an attack, where no weight changes, only once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from types import ModuleType
-from typing import cast
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from rnas.graphs import recording
-from rnas.nets import fast_cpu, fast_gpu
-from rnas.nets.fast_kernels import arrange
-from rnas.nets.fast_nodes import CellRule, Convolving, Rule, Source, TrainRule, scale_and_shift
+from rnas.nets.fast_cpu import OnCpu
+from rnas.nets.fast_gpu import OnGpu
+from rnas.nets.fast_kernels import arrange, inner
+from rnas.nets.fast_nodes import (
+    Backend,
+    CellPlan,
+    CellRule,
+    ConvOperation,
+    Edge,
+    Rule,
+    Source,
+    TrainRule,
+    scale_and_shift,
+)
 from rnas.nets.on_triton import triton_works
-from rnas.nets.space import Weights
-from rnas.nets.supernet import MixedOperation, Supernet, SupernetCell
+from rnas.nets.space import CellWeights, Shape, Weights
+from rnas.nets.supernet import MixedOperation, Supernet, SupernetCell, shuffled
 from rnas.ops import total
 from rnas.precision import pass_dtype
 from rnas.settings import SearchSpace
@@ -35,80 +44,117 @@ def on_cpu(x: Tensor) -> bool:
     return x.device.type == "cpu"
 
 
-def form_for(x: Tensor, train: bool = False) -> ModuleType:
-    """The form of the fast supernet that pays where `x` is, in train or in eval mode."""
+def backend_for(x: Tensor, train: bool = False, recorded: bool = False) -> Backend:
+    """The one that pays where `x` is, in train or in eval mode; `recorded`: launching kernels costs nothing."""
     if on_cpu(x):
-        return fast_cpu
-    pays = recording() or not train  # in train mode launching Triton's many kernels costs more than they save
+        return OnCpu()
+    pays = recorded or not train  # in train mode launching Triton's many kernels costs more than they save
     if pays and x.dtype == torch.float32 and triton_works(x.device):
-        from rnas.nets import fast_triton
+        from rnas.nets.fast_triton import OnTriton
 
-        return fast_triton
-    return fast_gpu
+        return OnTriton()
+    return OnGpu()
 
 
 class FastCell(SupernetCell):
     """`SupernetCell`, computed node by node."""
 
     checkpointed = False
+    recorded = False
+    """Whether its passes are being recorded as a CUDA graph."""
 
     def __init__(
-        self,
-        space: SearchSpace,
-        c_before: int,
-        c_last: int,
-        channels: int,
-        reduction: bool,
-        after_reduction: bool,
+        self, shape: Shape, c_before: int, c_last: int, channels: int, reduction: bool, after_reduction: bool
     ):
-        super().__init__(space, c_before, c_last, channels, reduction, after_reduction)
-        self._entrances = [Convolving("direct", 1, self.pre0), Convolving("direct", 1, self.pre1)]
-        self._sources = [self._source(space, number) for number in range(self.nodes + 1)]
+        super().__init__(shape, c_before, c_last, channels, reduction, after_reduction)
+        inputs = ConvOperation("direct", 1, self.pre0), ConvOperation("direct", 1, self.pre1)
+        sources = tuple(self._source(shape, number) for number in range(self.nodes + 1))
+        self._plan = CellPlan(inputs, sources, self.mixed)
 
-    def _source(self, space: SearchSpace, number: int) -> Source:
-        # Node i + 2 has i + 2 incoming edges, which follow those of the nodes before it.
-        rows = [i * (i + 3) // 2 + number for i in range(self.nodes) if number < i + 2]
-        edges = [cast(MixedOperation, self.edges[row]).operations for row in rows]
-        return Source(2 if self.reduction and number < 2 else 1, space.operations, rows, edges)
+    def _source(self, shape: Shape, number: int) -> Source:
+        names, stride = shape.space.operations, 2 if self.reduction and number < 2 else 1
+        rows = [_first_row(i) + number for i in range(self.nodes) if number < i + 2]
+        return Source(
+            stride, names, [Edge.of(row, stride, names, cast(MixedOperation, self.edges[row])) for row in rows]
+        )
 
-    def forward(self, s0: Tensor, s1: Tensor, weights: Tensor) -> Tensor:
-        """`s0`, `s1`: outputs of the cell before last and the last; `weights` (edges, operations)."""
+    def forward(self, s0: Tensor, s1: Tensor, weights: CellWeights) -> Tensor:
+        """`s0`, `s1`: outputs of the cell before last and the last."""
+        plan = self.plan_for(weights)
         if not self.training:
-            return self.run(s0, s1, self.fold(weights))
+            return self.run(s0, s1, plan, self.fold(plan, weights), weights)
         if self.checkpointed and torch.is_grad_enabled():
-            # No random numbers are drawn in a cell, and a recording (`rnas.graphs`) could not read their state.
-            out, rule = checkpoint(self._run_train, s0, s1, weights, use_reentrant=False, preserve_rng_state=False)
+            # A cell draws no random numbers, and a recording (`rnas.graphs`) could not read their state.
+            out, rule = checkpoint(
+                self._run_train, s0, s1, plan, weights, self.recorded, use_reentrant=False, preserve_rng_state=False
+            )
         else:
-            out, rule = self._run_train(s0, s1, weights)
+            out, rule = self._run_train(s0, s1, plan, weights, self.recorded)
         rule.update()  # here, because a checkpoint runs the cell a second time
         return cast(Tensor, out)
 
-    def _run_train(self, s0: Tensor, s1: Tensor, weights: Tensor) -> tuple[Tensor, TrainRule]:
-        rule: TrainRule = form_for(weights, train=True).BatchStatistics(self._entrances, self._sources, weights)
-        return self.run(s0, s1, rule), rule
+    def _run_train(
+        self, s0: Tensor, s1: Tensor, plan: CellPlan, weights: CellWeights, recorded: bool
+    ) -> tuple[Tensor, TrainRule]:
+        backend = backend_for(weights.mix, True, recorded)
+        rule = backend.on_batch_statistics(plan, weights.mix, self.kept_by_edge(weights.kept))
+        return self.run(s0, s1, plan, rule, weights), rule
 
-    def fold(self, weights: Tensor) -> Rule:
+    def plan_for(self, weights: CellWeights) -> CellPlan:
+        """Without what is off."""
+        return self._plan if weights.live is None else self._plan.only(weights.live)
+
+    def fold(self, plan: CellPlan, weights: CellWeights) -> Rule:
         """The rule for eval mode."""
-        form = form_for(weights)
-        if form is not fast_cpu and torch.is_grad_enabled():
-            form = fast_gpu  # which autograd differentiates, by weights and α too
-        rule: Rule = form.Folded(self._entrances, self._sources, weights)
-        return rule
+        return backend_for(weights.mix).folded(plan, weights.mix)
 
-    def run(self, s0: Tensor, s1: Tensor, rule: Rule) -> Tensor:
+    def run(self, s0: Tensor, s1: Tensor, plan: CellPlan, rule: Rule, weights: CellWeights) -> Tensor:
         """The cell's output; `rule` says how BN is done."""
         if isinstance(rule, CellRule):
             return rule.run(s0, s1)
-        states = [rule.enter(s, entrance) for s, entrance in zip((s0, s1), self._entrances, strict=True)]
-        incoming: list[list[Tensor]] = [[] for _ in range(self.nodes)]
-        for number, source in enumerate(self._sources):
+        states = [rule.preprocessed(s, o) for s, o in zip((s0, s1), plan.inputs, strict=True)]
+        others: list[Tensor] = []
+        incoming: dict[int, Tensor] = {}
+        for number, source in enumerate(plan.sources):
             if number >= 2:
-                states.append(total(incoming[number - 2]))
-            outputs = rule.leave(states[number], source)
-            for end, out in zip(incoming[max(number - 1, 0) :], outputs, strict=True):
-                end.append(out)
-        states.append(total(incoming[-1]))
+                states.append(self._node(number - 2, states, others, incoming, weights))
+            x = states[number]
+            if self.part > 1:
+                others.append(self.passing_by(number, x))
+                x = arrange(x[:, : self.mixed]) if on_cpu(x) else x[:, : self.mixed]
+            if source.edges:
+                incoming.update(zip(source.rows, rule.outgoing(x, source), strict=True))
+        states.append(self._node(self.nodes - 1, states, others, incoming, weights))
         return torch.cat(states[2:], dim=1)
+
+    def _node(
+        self,
+        number: int,
+        states: Sequence[Tensor],
+        others: Sequence[Tensor],
+        incoming: dict[int, Tensor],
+        weights: CellWeights,
+    ) -> Tensor:
+        """Node `number`, from what its edges brought, by row, and what passed by them; zeros where there is nothing."""
+        rows = range(_first_row(number), _first_row(number + 1))
+        brought = [incoming[row] for row in rows if row in incoming]
+        if not brought:
+            stride = 2 if self.reduction else 1
+            brought = [torch.zeros_like(states[0][:, : self.mixed, ::stride, ::stride])]
+        if self.part == 1:
+            return total(brought)
+        assert weights.bypass is not None, "part channels want the weights of the others"
+        passed = weighted(weights.bypass[rows.start : rows.stop], others)
+        return shuffled(torch.cat([total(brought), passed], dim=1), self.part)
+
+
+def _first_row(node: int) -> int:
+    """Of the weights: node i has i + 2 incoming edges, which follow those of the nodes before it."""
+    return node * (node + 3) // 2
+
+
+def weighted(weights: Tensor, terms: Sequence[Tensor]) -> Tensor:
+    return total(w * x for w, x in zip(weights, terms, strict=True))
 
 
 class FastSupernet(Supernet):
@@ -133,8 +179,12 @@ class FastSupernet(Supernet):
         Holds while parameters and buffers stay as they are now, under autocast if there is one now, or else without.
         The network itself is left alone.
         """
-        cells = [cast(FastCell, cell) for cell in self.cells]
-        rules = [cell.fold(weights.mix[self.row(i)]) for i, cell in enumerate(cells)]
+        weights = weights.detach()
+        folded = []
+        for i, cell in enumerate(cast("list[FastCell]", self.cells)):
+            of_cell = weights.of(self.row(i))
+            plan = cell.plan_for(of_cell)
+            folded.append((cell, plan, cell.fold(plan, of_cell), of_cell))
         conv, bn = cast(nn.Conv2d, self.stem[0]), cast(nn.BatchNorm2d, self.stem[1])
         scale, shift = scale_and_shift(bn)
         dtype = pass_dtype(shift)
@@ -143,8 +193,8 @@ class FastSupernet(Supernet):
 
         def view(x: Tensor) -> Tensor:
             s0 = s1 = F.conv2d(self.normalize(arrange(x) if on_cpu(x) else x), stem, shift, conv.stride, conv.padding)
-            for cell, rule in zip(cells, rules, strict=True):
-                s0, s1 = s1, cell.run(s0, s1, rule)
+            for cell, plan, rule, of_cell in folded:
+                s0, s1 = s1, cell.run(s0, s1, plan, rule, of_cell)
             return F.linear(s1.mean((2, 3)), weight, bias)
 
         return view

@@ -14,12 +14,22 @@ from torch import Tensor, nn
 
 from rnas.nets.fast_functions import mix, mix_folded, normalize
 from rnas.nets.fast_kernels import avg_pool
-from rnas.nets.fast_nodes import Convolving, Rule, Source, TrainRule, follow, is_pointwise, scale_and_shift
+from rnas.nets.fast_nodes import (
+    Backend,
+    CellPlan,
+    ConvOperation,
+    Rule,
+    Source,
+    TrainRule,
+    is_pointwise,
+    scale_and_shift,
+    update_running_statistics,
+)
 from rnas.ops import FactorizedReduce
 from rnas.precision import pass_dtype
 
 
-def _tensors(operation: Convolving) -> list[Tensor]:
+def _tensors(operation: ConvOperation) -> list[Tensor]:
     """Kernels and 1x1 weights, as `Convolution` lists them."""
     if isinstance(operation.module, FactorizedReduce):
         even, odd = (conv.weight.flatten(1) for conv in operation.convs)
@@ -27,7 +37,7 @@ def _tensors(operation: Convolving) -> list[Tensor]:
     return [conv.weight.flatten(1) if is_pointwise(conv) else conv.weight for conv in operation.convs]
 
 
-def _folded(operation: Convolving, alpha: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
+def _folded(operation: ConvOperation, alpha: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
     """The same with BN's scales and `alpha` in the 1x1 weights and the middle BN's shift; and the last one's."""
     tensors = _tensors(operation)
     scale, shift = scale_and_shift(operation.bns[-1])
@@ -52,52 +62,56 @@ def _pools(source: Source, x: Tensor) -> list[Tensor]:
 class BatchStatistics(TrainRule):
     """BN as in train mode."""
 
-    def __init__(self, entrances: Sequence[Convolving], sources: Sequence[Source], weights: Tensor):
-        self.rows = weights.unbind()
+    def __init__(self, weights: Tensor, kept: dict[int, Tensor]):
+        self.rows, self.kept = weights.unbind(), kept
         self._seen: list[tuple[nn.BatchNorm2d, Tensor, Tensor, float]] = []
 
     def _see(self, bns: Sequence[nn.BatchNorm2d], statistics: Sequence[tuple[Tensor, Tensor]], out: Tensor) -> None:
         n = out.numel() // out.shape[1]
         self._seen += [(bn, mean, var, n / (n - 1)) for bn, (mean, var) in zip(bns, statistics, strict=True)]
 
-    def enter(self, x: Tensor, entrance: Convolving) -> Tensor:
-        (out,), statistics = mix(entrance.alone, x.new_ones(1, 1), [x], _tensors(entrance), entrance.bns[0].eps)
-        self._see(entrance.bns, statistics, out)
+    def preprocessed(self, x: Tensor, operation: ConvOperation) -> Tensor:
+        (out,), statistics = mix(operation.alone, x.new_ones(1, 1), [x], _tensors(operation), operation.bns[0].eps)
+        self._see(operation.bns, statistics, out)
         return out
 
-    def leave(self, x: Tensor, source: Source) -> Sequence[Tensor]:
+    def outgoing(self, x: Tensor, source: Source) -> Sequence[Tensor]:
         nodes = [x]
         for pool, bns in zip(_pools(source, x), source.pool_bns, strict=True):
             out, mean, var = normalize(pool, bns[0].eps)
             self._see(bns, [(mean, var)] * len(bns), out)
             nodes.append(out)
+        plan = source.plan
+        if self.kept:
+            plan = source.dropping_plan
+            nodes += [x * self.kept[row] for row in source.skipping]
         operations = [o for edge in source.operations for o in edge]
         tensors = [t for o in operations for t in _tensors(o)]
         bns = [bn for o in operations for bn in o.bns]
         eps = bns[0].eps if bns else 0.0
         weights = torch.stack([self.rows[row] for row in source.rows])
-        outputs, statistics = mix(source.plan, weights, nodes, tensors, eps)
+        outputs, statistics = mix(plan, weights, nodes, tensors, eps)
         self._see(bns, statistics, outputs[0])
         return outputs
 
     def update(self) -> None:
-        follow(self._seen)
+        update_running_statistics(self._seen)
 
 
 class Folded(Rule):
     """BN as in eval mode, folded with α into the 1x1 convolutions. Holds while weights, α and buffers stay."""
 
-    def __init__(self, entrances: Sequence[Convolving], sources: Sequence[Source], weights: Tensor):
+    def __init__(self, plan: CellPlan, weights: Tensor):
         alpha = [row.unbind() for row in weights.unbind()]
         dtype = pass_dtype(weights)  # once for all the passes of an attack
-        self._entrances = {id(e): _converted(*_folded(e), dtype) for e in entrances}
-        self._sources = {id(s): _folded_source(s, [alpha[row] for row in s.rows], dtype) for s in sources}
+        self._inputs = {id(o): _converted(*_folded(o), dtype) for o in plan.inputs}
+        self._sources = {id(s): _folded_source(s, [alpha[row] for row in s.rows], dtype) for s in plan.sources}
 
-    def enter(self, x: Tensor, entrance: Convolving) -> Tensor:
-        tensors, bias = self._entrances[id(entrance)]
-        return mix_folded(entrance.alone, [x], [bias], tensors)[0]
+    def preprocessed(self, x: Tensor, operation: ConvOperation) -> Tensor:
+        tensors, bias = self._inputs[id(operation)]
+        return mix_folded(operation.alone, [x], [bias], tensors)[0]
 
-    def leave(self, x: Tensor, source: Source) -> Sequence[Tensor]:
+    def outgoing(self, x: Tensor, source: Source) -> Sequence[Tensor]:
         return mix_folded(source.plan, [x, *_pools(source, x)], *self._sources[id(source)])
 
 
@@ -111,19 +125,28 @@ def _folded_source(
     """The affine constants and the tensors of `mix_folded`; `alpha`: the row of each edge."""
     affine: list[Tensor] = []
     tensors: list[Tensor] = []
-    for edge, row in enumerate(alpha):
+    for edge, row in zip(source.edges, alpha, strict=True):
         bias = row[0].new_zeros(1)
         scales = []
-        for operation, column in zip(source.operations[edge], source.plan.columns, strict=True):
+        for column, operation in edge.convolutions.items():
             own, shift = _folded(operation, row[column])
             tensors += own
             bias = bias + shift
-        for which, column in source.plan.passed:
-            if which == 0:
-                scales.append(row[column].view(1, 1, 1))
-            else:
-                scale, shift = scale_and_shift(source.pool_bns[which - 1][edge])
-                scales.append((scale * row[column]).view(-1, 1, 1))
-                bias = bias + shift * row[column]
+        if edge.skip is not None:
+            scales.append(row[edge.skip].view(1, 1, 1))
+        for column, bn in edge.pools.items():
+            scale, shift = scale_and_shift(bn)
+            scales.append((scale * row[column]).view(-1, 1, 1))
+            bias = bias + shift * row[column]
         affine += [bias.to(dtype), *scales]
     return affine, [t.to(dtype) for t in tensors]
+
+
+class OnCpu(Backend):
+    """The fast supernet on a CPU."""
+
+    def on_batch_statistics(self, plan: CellPlan, weights: Tensor, kept: dict[int, Tensor]) -> TrainRule:
+        return BatchStatistics(weights, kept)
+
+    def folded(self, plan: CellPlan, weights: Tensor) -> Rule:
+        return Folded(plan, weights)

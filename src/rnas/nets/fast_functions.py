@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -36,7 +36,7 @@ from rnas.nets.fast_kernels import (
     scaled,
     shifted,
 )
-from rnas.nets.fast_nodes import Convolution, Leaving
+from rnas.nets.fast_nodes import Convolution, Plan, groups
 from rnas.precision import pass_dtype
 
 
@@ -149,7 +149,7 @@ def _plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
 class _Mix(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, plan: Leaving, eps: float, count: int, weights: Tensor, *tensors: Tensor
+        ctx: Any, plan: Plan, eps: float, count: int, weights: Tensor, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
         nodes, tensors = tensors[:count], _in_format_of(tensors[0], tensors[count:])
         heads = _Heads(nodes[0].relu())
@@ -158,9 +158,9 @@ class _Mix(torch.autograd.Function):
         saved: list[Tensor] = []
         statistics: list[tuple[Tensor, Tensor]] = []
         outputs: list[Tensor] = []
-        for row, edge in zip(alpha, plan.groups(tensors, folded=False), strict=True):
+        for on_edge, row, edge in zip(plan, alpha, groups(plan, tensors, folded=False), strict=True):
             total = None
-            for shape, column, own in zip(plan.shapes, plan.columns, edge, strict=True):
+            for shape, column, own in zip(on_edge.shapes, on_edge.columns, edge, strict=True):
                 h = heads.output(shape, own[0])
                 if shape.kind == "separable":
                     z, mean, var = pointwise_centered(h, own[1])
@@ -174,10 +174,9 @@ class _Mix(torch.autograd.Function):
                 saved += [z, inverse_std, h if for_weights else z]
                 scale = per_channel(row[column] * inverse_std)
                 total = _add_scaled(total, z, scale)
-            for which, column in plan.passed:
+            for which, column in on_edge.passed:
                 total = _add_scaled(total, nodes[which], row[column])
-            assert total is not None, "an edge has an operation besides none"
-            outputs.append(total)
+            outputs.append(cast(Tensor, total))
         ctx.save_for_backward(weights, heads.x, *nodes, *tensors, *saved)
         ctx.plan, ctx.count, ctx.tensors = plan, count, len(tensors)
         if not statistics:
@@ -189,7 +188,7 @@ class _Mix(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        plan: Leaving = ctx.plan
+        plan: Plan = ctx.plan
         weights, x, *rest = ctx.saved_tensors
         nodes, rest = rest[: ctx.count], rest[ctx.count :]
         tensors, saved = rest[: ctx.tensors], iter(rest[ctx.tensors :])
@@ -200,12 +199,12 @@ class _Mix(torch.autograd.Function):
         zero = weights.new_zeros(())
         grad_alpha = [[zero] * len(row) for row in alpha]
         grad_tensors: list[Tensor | None] = []
-        edge_needs = plan.groups(needs[ctx.count :], folded=False)
-        for i, edge in enumerate(plan.groups(tensors, folded=False)):
+        edge_needs = groups(plan, needs[ctx.count :], folded=False)
+        for i, (on_edge, edge) in enumerate(zip(plan, groups(plan, tensors, folded=False), strict=True)):
             grad = arrange(grads[i])
             n = grad.numel() // grad.shape[1]
             around_0 = shifted(grad, per_channel(channel_sum(grad) / n)) if edge else grad
-            for shape, column, own, needed in zip(plan.shapes, plan.columns, edge, edge_needs[i], strict=True):
+            for shape, column, own, needed in zip(on_edge.shapes, on_edge.columns, edge, edge_needs[i], strict=True):
                 if shape.kind == "separable":
                     z1, inverse_std1, h1 = islice(saved, 3)
                     kernel = scaled(own[2], per_filter(inverse_std1))
@@ -230,7 +229,7 @@ class _Mix(torch.autograd.Function):
                         of_tensors[0] = pointwise_weight_grad(h1, g)
                     g = pointwise_input_grad(g, own[1])
                 grad_tensors += [heads.add(shape, own[0], g, needed[0]), *of_tensors][-len(own) :]
-            for which, column in plan.passed:
+            for which, column in on_edge.passed:
                 passed.add(which, grad, alpha[i][column])
                 if ctx.needs_input_grad[3]:
                     grad_alpha[i][column] = inner(grad, nodes[which])
@@ -268,31 +267,31 @@ def _applied(
 
 
 def mix(
-    plan: Leaving, weights: Tensor, nodes: Sequence[Tensor], tensors: Sequence[Tensor], eps: float
+    plan: Plan, weights: Tensor, nodes: Sequence[Tensor], tensors: Sequence[Tensor], eps: float
 ) -> tuple[list[Tensor], list[tuple[Tensor, Tensor]]]:
     """For each edge that leaves a node the weighted sum of its operations, BN with batch statistics. # Eq. 1
 
-    `weights` (edges, operations); `nodes`: the node (B,C,H,W) before its ReLU, and its normalised pools; `tensors`:
-    those of every convolution of every edge, one after the other. Also the statistics of each BN in the same order:
-    mean and biased variance, each (D,).
+    `weights` (edges, operations), a row for each edge of the `plan`; `nodes`: the node (B,C,H,W) before its ReLU, its
+    normalised pools, and what a dropout left of it; `tensors`: those of every convolution of every edge, one after the
+    other. Also the statistics of each BN in the same order: mean and biased variance, each (D,).
     """
     out = _applied(_Mix, (plan, eps, len(nodes), weights), nodes, tensors)
-    statistics = list(zip(out[-2].unbind(), out[-1].unbind(), strict=True)) if plan.shapes else []
-    return list(out[: plan.edges]), statistics
+    statistics = list(zip(out[-2].unbind(), out[-1].unbind(), strict=True)) if len(out) > len(plan) else []
+    return list(out[: len(plan)]), statistics
 
 
 class _MixFolded(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, plan: Leaving, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
-        constants = plan.edges * (1 + len(plan.passed))
+    def forward(ctx: Any, plan: Plan, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        constants = sum(1 + len(on_edge.passed) for on_edge in plan)
         nodes, affine, tensors = tensors[:count], tensors[count : count + constants], tensors[count + constants :]
         heads = _Heads(nodes[0].relu())
         saved: list[Tensor] = []
         outputs: list[Tensor] = []
         of_edge = iter(affine)
-        for edge in plan.groups(tensors, folded=True):
+        for on_edge, edge in zip(plan, groups(plan, tensors, folded=True), strict=True):
             total, bias = None, next(of_edge)
-            for shape, own in zip(plan.shapes, edge, strict=True):
+            for shape, own in zip(on_edge.shapes, edge, strict=True):
                 h = heads.output(shape, own[0])
                 if shape.kind == "separable":
                     saved.append(pointwise(h, own[1], own[2]).relu_())
@@ -301,13 +300,12 @@ class _MixFolded(torch.autograd.Function):
                     total = pointwise(h, own[-1], bias)
                 else:
                     pointwise_add(total, h, own[-1])
-            for which, _ in plan.passed:
+            for which, _ in on_edge.passed:
                 if total is None:
                     total = scaled(nodes[which], next(of_edge)).add_(per_channel(bias))
                 else:
                     total.addcmul_(nodes[which], next(of_edge))
-            assert total is not None, "an edge has an operation besides none"
-            outputs.append(total)
+            outputs.append(cast(Tensor, total))
         ctx.save_for_backward(heads.x, *nodes, *affine, *tensors, *saved)
         ctx.plan, ctx.count, ctx.constants, ctx.tensors = plan, count, constants, len(tensors)
         return tuple(outputs)
@@ -315,7 +313,7 @@ class _MixFolded(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        plan: Leaving = ctx.plan
+        plan: Plan = ctx.plan
         x, *rest = ctx.saved_tensors
         nodes, rest = rest[: ctx.count], rest[ctx.count :]
         affine, rest = iter(rest[: ctx.constants]), rest[ctx.constants :]
@@ -324,14 +322,14 @@ class _MixFolded(torch.autograd.Function):
         heads = _Heads(x, needs[0])
         passed = _Passed(needs[: ctx.count])
         affine_needs = iter(needs[ctx.count : ctx.count + ctx.constants])
-        edge_needs = plan.groups(needs[ctx.count + ctx.constants :], folded=True)
+        edge_needs = groups(plan, needs[ctx.count + ctx.constants :], folded=True)
         grad_affine: list[Tensor | None] = []
         grad_tensors: list[Tensor | None] = []
-        for i, edge in enumerate(plan.groups(tensors, folded=True)):
+        for i, (on_edge, edge) in enumerate(zip(plan, groups(plan, tensors, folded=True), strict=True)):
             grad = arrange(grads[i])
             next(affine)
             grad_affine.append(channel_sum(grad) if next(affine_needs) else None)
-            for shape, own, needed in zip(plan.shapes, edge, edge_needs[i], strict=True):
+            for shape, own, needed in zip(on_edge.shapes, edge, edge_needs[i], strict=True):
                 separable = shape.kind == "separable"
                 z = next(saved) if separable else x
                 of_tensors: list[Tensor | None] = [None] * max(len(own) - 1, 1)
@@ -347,7 +345,7 @@ class _MixFolded(torch.autograd.Function):
                         of_tensors[0] = pointwise_weight_grad(heads.output(shape, own[0]), g)
                     g = pointwise_input_grad(g, own[1])
                 grad_tensors += [heads.add(shape, own[0], g, needed[0]), *of_tensors][-len(own) :]
-            for which, _ in plan.passed:
+            for which, _ in on_edge.passed:
                 scale = next(affine)
                 passed.add(which, grad, scale)
                 of_scale = channel_sum(grad * nodes[which]).view(-1, 1, 1) if next(affine_needs) else None
@@ -358,7 +356,7 @@ class _MixFolded(torch.autograd.Function):
 
 
 def mix_folded(
-    plan: Leaving, nodes: Sequence[Tensor], affine: Sequence[Tensor], tensors: Sequence[Tensor]
+    plan: Plan, nodes: Sequence[Tensor], affine: Sequence[Tensor], tensors: Sequence[Tensor]
 ) -> tuple[Tensor, ...]:
     """For each edge that leaves a node the sum of its operations, with BN and α in the tensors already. # Eq. 1
 

@@ -15,17 +15,31 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rnas.nets.fast_kernels import check_many, depthwise
-from rnas.nets.fast_nodes import Convolution, Convolving, Rule, Source, TrainRule, follow, is_pointwise
+from rnas.nets.fast_nodes import (
+    Backend,
+    CellPlan,
+    ConvOperation,
+    Convolution,
+    Rule,
+    Source,
+    TrainRule,
+    is_pointwise,
+    update_running_statistics,
+)
 from rnas.precision import pass_dtype
 
 BNs = Sequence[nn.BatchNorm2d]
 
 
-class Beside(NamedTuple):
-    """One convolutional operation on all the edges that leave a node."""
+class StackedOperation(NamedTuple):
+    """One convolutional operation on those of the edges that leave a node that have it."""
 
     shape: Convolution
-    edges: tuple[Convolving, ...]
+    edges: tuple[ConvOperation, ...]
+    ends: tuple[int, ...] = (0,)
+    """Which of the node's edges these are."""
+    column: int = 0
+    """Its column of the weights."""
 
     def weights(self) -> list[list[Tensor]]:
         """Those of each of its convolutions, of every edge."""
@@ -48,9 +62,29 @@ class Beside(NamedTuple):
         return own
 
 
-def beside(source: Source) -> list[Beside]:
+def stacked(source: Source) -> list[StackedOperation]:
     """The convolutional operations that leave a node."""
-    return [Beside(edges[0].shape, edges) for edges in zip(*source.operations, strict=True)]
+    columns = sorted({k for edge in source.edges for k in edge.convolutions})
+    found = []
+    for k in columns:
+        having = [(i, edge.convolutions[k]) for i, edge in enumerate(source.edges) if k in edge.convolutions]
+        ends, edges = zip(*having, strict=True)
+        found.append(StackedOperation(edges[0].shape, edges, ends, k))
+    return found
+
+
+def of_some(x: Tensor, ends: Sequence[int], edges: int) -> Tensor:
+    """Of `x` (edges·C,) the parts of the edges `ends`."""
+    return x if len(ends) == edges else torch.cat([x.view(edges, -1)[end] for end in ends])
+
+
+def for_all(x: Tensor, ends: Sequence[int], edges: int, dim: int = 0) -> Tensor:
+    """`x`, whose parts along `dim` are those of the edges `ends`, with zeros for the other edges."""
+    if len(ends) == edges:
+        return x
+    parts = dict(zip(ends, x.chunk(len(ends), dim), strict=True))
+    nothing = torch.zeros_like(parts[ends[0]])
+    return torch.cat([parts.get(end, nothing) for end in range(edges)], dim)
 
 
 def joined(groups: Sequence[Sequence[Tensor]], dtype: torch.dtype) -> Iterator[Tensor]:
@@ -65,7 +99,8 @@ def alphas(
 ) -> Iterator[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]:
     """For each source α's columns (E,), and the same for each channel (E·C,). `weights` (edges, operations)."""
     rows = weights.unbind()
-    columns = torch.stack([rows[row] for source in sources for row in source.rows], dim=1)
+    wanted = [row for source in sources for row in source.rows]
+    columns = torch.stack([rows[row] for row in wanted], dim=1) if wanted else weights.new_zeros(weights.shape[1], 0)
     wide = columns[:, :, None].expand(-1, -1, channels).flatten(1)
     counts = [len(source.rows) for source in sources]
     narrow = zip(*(torch.split(column, counts) for column in columns.unbind()), strict=True)
@@ -105,7 +140,8 @@ class Node:
 
     def depthwise(self, kernel: Tensor, stride: int, dilation: int) -> Tensor:
         """Its depthwise convolutions with the `kernel` (E·C,1,k,k) of every edge: (B,E·C,H,W)."""
-        return depthwise(self._for_each(), kernel, stride, dilation)
+        copies = self._for_each()
+        return depthwise(copies[:, : len(kernel)], kernel, stride, dilation)
 
     def _for_each(self) -> Tensor:
         """A copy for each edge: (B,E·C,H,W)."""
@@ -122,7 +158,7 @@ def _plus(x: Tensor, y: Tensor | None) -> Tensor:
 def _of_edges(x: Tensor, source: Source) -> Tensor:
     """(B,E·C,H,W) to (B,E,C,H,W)."""
     b, _, h, w = x.shape
-    return x.reshape(b, source.plan.edges, -1, h, w)
+    return x.reshape(b, len(source.edges), -1, h, w)
 
 
 def pools(x: Tensor, source: Source) -> list[Tensor]:
@@ -140,51 +176,76 @@ class BatchStatistics(TrainRule):
 
     node = Node
 
-    def __init__(self, entrances: Sequence[Convolving], sources: Sequence[Source], weights: Tensor):
-        found = [[Beside(e.shape, (e,))] for e in entrances] + [beside(source) for source in sources]
+    def __init__(self, plan: CellPlan, weights: Tensor, kept: dict[int, Tensor]):
+        inputs, channels = plan.inputs, plan.channels
+        sources = [source for source in plan.sources if source.edges]
+        found = [[StackedOperation(o.shape, (o,))] for o in inputs] + [stacked(source) for source in sources]
         parts = joined([group for of in found for o in of for group in o.weights()], pass_dtype(weights))
         self._operations = {
             id(part): [(o, o.tensors(parts)) for o in of]
-            for part, of in zip((*entrances, *sources), found, strict=True)
+            for part, of in zip((*inputs, *sources), found, strict=True)
         }
-        self._channels, self._eps = entrances[0].bns[0].num_features, entrances[0].bns[0].eps
-        most = max(max(len(source.pool_names), source.plan.edges) for source in sources)
-        self._ones = weights.new_ones(most * self._channels)
-        self._alphas = dict(zip(map(id, sources), alphas(weights, sources, self._channels), strict=True))
+        self._kept = kept
+        self._eps = inputs[0].bns[0].eps
+        most = max(max(len(source.pool_names), len(source.edges)) for source in sources) if sources else 0
+        self._ones = weights.new_ones(max(most * channels, inputs[0].bns[0].num_features))
+        self._alphas = dict(zip(map(id, sources), alphas(weights, sources, channels), strict=True))
         self._seen: list[tuple[Sequence[BNs], Tensor, Tensor, float]] = []
 
-    def enter(self, x: Tensor, entrance: Convolving) -> Tensor:
-        ((operation, tensors),) = self._operations[id(entrance)]
-        return self._normalized(self.node(x, 1).product(operation.shape, tensors), _alone(operation.bns()[0]))
+    def preprocessed(self, x: Tensor, operation: ConvOperation) -> Tensor:
+        ((stack, tensors),) = self._operations[id(operation)]
+        return self._normalized(self.node(x, 1).product(stack.shape, tensors), _alone(stack.bns()[0]))
 
-    def leave(self, x: Tensor, source: Source) -> Sequence[Tensor]:
+    def outgoing(self, x: Tensor, source: Source) -> Sequence[Tensor]:
         narrow, wide = self._alphas[id(source)]
-        node, total = self.node(x, source.plan.edges), None
-        for (operation, tensors), column in zip(self._operations[id(source)], source.plan.columns, strict=True):
+        edges = len(source.edges)
+        node, total = self.node(x, edges), None
+        for operation, tensors in self._operations[id(source)]:
             z, bns = node.product(operation.shape, tensors), operation.bns()
             if operation.shape.kind == "separable":
                 z = self._normalized(z, _alone(bns[0]), relu=True)
                 z = pointwise(self.depthwise(z, tensors[2]), tensors[3])
-            total = self._normalized(z, _alone(bns[-1]), wide[column], total)
-        if source.plan.passed:
-            total = self._passed(x, source, narrow, total)
-        assert total is not None, "an edge has an operation besides none"
+            scale = of_some(wide[operation.column], operation.ends, edges)
+            if len(operation.ends) == edges:
+                total = self._normalized(z, _alone(bns[-1]), scale, total)
+            else:
+                out = self._normalized(z, _alone(bns[-1]), scale)
+                total = _plus(for_all(out, operation.ends, edges, dim=1), total)
+        total = self._passed(x, source, narrow, total)
         return _of_edges(total, source).unbind(1)
 
     def _passed(self, x: Tensor, source: Source, alpha: Sequence[Tensor], total: Tensor | None) -> Tensor:
         """`total` and each edge's share of node `x` and its pools: a matrix product over these."""
-        nodes = [x] if any(which == 0 for which, _ in source.plan.passed) else []
+        if self._kept and source.skipping:
+            total = self._plus_dropped(x, source, alpha, total)
+        nodes, having = [], []
+        if source.skipping and not self._kept:
+            nodes.append(x)
+            having.append([edge.skip for edge in source.edges])
         if source.pool_names:
             together = torch.cat(pools(x, source), dim=1)
             nodes.append(self._normalized(together, source.pool_bns))
+            having += [[k if k in edge.pools else None for edge in source.edges] for k in source.pools]
+        if not nodes:
+            return cast(Tensor, total)  # no edge is without any operation
         out = torch.cat(nodes, dim=1)
         b, _, h, w = out.shape
-        out = out.reshape(b, len(source.plan.passed), -1)
-        shares = torch.stack([alpha[column] for _, column in source.plan.passed], dim=1).to(out.dtype)
+        out = out.reshape(b, len(having), -1)
+        shares = torch.stack([_shares(columns, alpha) for columns in having], dim=1).to(out.dtype)
         shares = shares.expand(b, *shares.shape)
         if total is None:
             return torch.bmm(shares, out).view(b, -1, h, w)
-        return torch.baddbmm(total.reshape(b, source.plan.edges, -1), shares, out).view(b, -1, h, w)
+        return torch.baddbmm(total.reshape(b, len(source.edges), -1), shares, out).view(b, -1, h, w)
+
+    def _plus_dropped(self, x: Tensor, source: Source, alpha: Sequence[Tensor], total: Tensor | None) -> Tensor:
+        """`total` and what a dropout leaves of node `x` for each of its skips."""
+        left = [
+            (alpha[edge.skip][i] * self._kept[edge.row] * x).to(x.dtype)
+            for i, edge in enumerate(source.edges)
+            if edge.skip is not None
+        ]
+        ends = [i for i, edge in enumerate(source.edges) if edge.skip is not None]
+        return _plus(for_all(torch.cat(left, dim=1), ends, len(source.edges), dim=1), total)
 
     def _normalized(
         self,
@@ -216,10 +277,20 @@ class BatchStatistics(TrainRule):
     def update(self) -> None:
         followers, means, inverse_stds, unbiased = zip(*self._seen, strict=True)
         variances = (torch.cat(inverse_stds).square().reciprocal() - self._eps).clamp_min_(0)
-        statistics = zip(*(v.view(-1, self._channels).unbind() for v in (torch.cat(means), variances)), strict=True)
         each = [(bns, factor) for of, factor in zip(followers, unbiased, strict=True) for bns in of]
+        sizes = [bns[0].num_features for bns, _ in each]
+        statistics = zip(*(torch.split(v, sizes) for v in (torch.cat(means), variances)), strict=True)
         seen = [(bn, *of, factor) for (bns, factor), of in zip(each, statistics, strict=True) for bn in bns]
-        follow(seen)
+        update_running_statistics(seen)
+
+
+def _shares(columns: Sequence[int | None], alpha: Sequence[Tensor]) -> Tensor:
+    """What each edge takes of a value that is passed on, by its column of the weights: (E,); None takes nothing."""
+    known = [k for k in columns if k is not None]
+    if len(known) == len(columns) and len(set(known)) == 1:
+        return alpha[known[0]]
+    nothing = torch.zeros_like(alpha[0][0])
+    return torch.stack([nothing if k is None else alpha[k][i] for i, k in enumerate(columns)])
 
 
 def _alone(bns: BNs) -> list[BNs]:
@@ -241,13 +312,14 @@ class FoldedOperation:
 
     def __init__(
         self,
-        operation: Beside,
+        operation: StackedOperation,
         tensors: Iterator[Tensor],
         bns: Iterator[tuple[Tensor, Tensor]],
         dtype: torch.dtype,
         alpha: Tensor | None = None,
+        of_node: int = 1,
     ):
-        """Takes its own from `tensors` and `bns`; `alpha` (E·C,)."""
+        """Takes its own from `tensors` and `bns`; `alpha` (E·C,) of all the edges of its node, as many as `of_node`."""
         own, edges = operation.tensors(tensors), len(operation.edges)
         middle = None
         if operation.shape.kind == "separable":
@@ -255,15 +327,21 @@ class FoldedOperation:
             own[1] = own[1] * scale.view(edges, -1, 1)
         scale, bias = next(bns)
         if alpha is not None:
+            alpha = of_some(alpha, operation.ends, of_node)
             scale, bias = scale * alpha, bias * alpha
         own[-1] = own[-1] * scale.view(edges, -1, 1)
-        self.shape = operation.shape
+        self.shape, self.ends, self.of_node = operation.shape, operation.ends, of_node
         self.tensors = [t.to(dtype) for t in own]
         self.middle = None if middle is None else middle.to(dtype).view(-1, 1, 1)
-        self.bias = bias.view(-1, 1, 1)
+        self.bias = for_all(bias, operation.ends, of_node).view(-1, 1, 1)
 
     def add_to(self, total: Tensor | None, node: Node) -> Tensor:
         """`total` and what the operation, but for its `bias`, makes of the node: (B,E·C,H,W)."""
+        if len(self.ends) < self.of_node:
+            return _plus(for_all(self._product(None, node), self.ends, self.of_node, dim=1), total)
+        return self._product(total, node)
+
+    def _product(self, total: Tensor | None, node: Node) -> Tensor:
         if self.middle is None:
             return node.product(self.shape, self.tensors, total)
         z = (node.product(self.shape, self.tensors) + self.middle).relu_()
@@ -273,22 +351,21 @@ class FoldedOperation:
 class Folded(Rule):
     """BN as in eval mode, folded with α into the 1x1 convolutions."""
 
-    def __init__(self, entrances: Sequence[Convolving], sources: Sequence[Source], weights: Tensor):
+    def __init__(self, plan: CellPlan, weights: Tensor):
         dtype = pass_dtype(weights)
-        entering = [Beside(e.shape, (e,)) for e in entrances]
-        leaving = [beside(source) for source in sources]
+        inputs, channels = plan.inputs, plan.channels
+        sources = [source for source in plan.sources if source.edges]
+        entering = [StackedOperation(o.shape, (o,)) for o in inputs]
+        leaving = [stacked(source) for source in sources]
         operations = [*entering, *(o for of in leaving for o in of)]
         tensors = joined([group for o in operations for group in o.weights()], weights.dtype)
         pool_bns = [bns for source in sources for bns in source.pool_bns]
         bns = scales_and_shifts([*(bns for o in operations for bns in o.bns()), *pool_bns])
         folded = [FoldedOperation(o, tensors, bns, dtype) for o in entering]
-        self._entrances = {id(e): (o, o.bias.to(dtype)) for e, o in zip(entrances, folded, strict=True)}
-        wide = [broad for _, broad in alphas(weights, sources, entrances[0].bns[0].num_features)]
+        self._inputs = {id(o): (f, f.bias.to(dtype)) for o, f in zip(inputs, folded, strict=True)}
+        wide = [broad for _, broad in alphas(weights, sources, channels)]
         self._operations = {
-            id(source): [
-                FoldedOperation(o, tensors, bns, dtype, alpha[column])
-                for o, column in zip(of, source.plan.columns, strict=True)
-            ]
+            id(source): [FoldedOperation(o, tensors, bns, dtype, alpha[o.column], len(source.edges)) for o in of]
             for source, of, alpha in zip(sources, leaving, wide, strict=True)
         }
         self._affine = {
@@ -299,30 +376,43 @@ class Folded(Rule):
         self, source: Source, bns: Iterator[tuple[Tensor, Tensor]], alpha: Sequence[Tensor], dtype: torch.dtype
     ) -> tuple[Tensor, list[Tensor]]:
         """The sum of all biases of a source's edges, and the scale of each node that they pass on, each (E,C,1,1)."""
-        edges = source.plan.edges
+        edges = len(source.edges)
         biases = [o.bias.flatten() for o in self._operations[id(source)]]
         scales = []
-        for which, column in source.plan.passed:
-            scale = alpha[column]
-            if which > 0:
-                of_bn, shift = next(bns)
-                scale = of_bn * scale
-                biases.append(shift * alpha[column])
-            scales.append(scale.to(dtype).view(edges, -1, 1, 1))
+        if source.skipping:
+            ends = [i for i, edge in enumerate(source.edges) if edge.skip is not None]
+            column = next(edge.skip for edge in source.edges if edge.skip is not None)
+            scales.append(for_all(of_some(alpha[column], ends, edges), ends, edges))
+        for k in source.pools:
+            ends = [i for i, edge in enumerate(source.edges) if k in edge.pools]
+            scale, shift = next(bns)
+            own = of_some(alpha[k], ends, edges)
+            scales.append(for_all(scale * own, ends, edges))
+            biases.append(for_all(shift * own, ends, edges))
         bias = torch.stack(biases).sum(0) if biases else torch.zeros_like(alpha[0])
-        return bias.to(dtype).view(edges, -1, 1, 1), scales
+        return bias.to(dtype).view(edges, -1, 1, 1), [scale.to(dtype).view(edges, -1, 1, 1) for scale in scales]
 
-    def enter(self, x: Tensor, entrance: Convolving) -> Tensor:
-        operation, bias = self._entrances[id(entrance)]
-        return operation.add_to(None, Node(x, 1)) + bias
+    def preprocessed(self, x: Tensor, operation: ConvOperation) -> Tensor:
+        folded, bias = self._inputs[id(operation)]
+        return folded.add_to(None, Node(x, 1)) + bias
 
-    def leave(self, x: Tensor, source: Source) -> Sequence[Tensor]:
-        node, total = Node(x, source.plan.edges), None
+    def outgoing(self, x: Tensor, source: Source) -> Sequence[Tensor]:
+        node, total = Node(x, len(source.edges)), None
         for operation in self._operations[id(source)]:
             total = operation.add_to(total, node)
         bias, scales = self._affine[id(source)]
         out = bias if total is None else _of_edges(total, source) + bias
-        nodes = [x, *pools(x, source)]
-        for (which, _), scale in zip(source.plan.passed, scales, strict=True):
-            out = torch.addcmul(out, nodes[which][:, None], scale)
+        nodes = [*([x] if source.skipping else []), *pools(x, source)]
+        for value, scale in zip(nodes, scales, strict=True):
+            out = torch.addcmul(out, value[:, None], scale)
         return out.unbind(1)
+
+
+class OnGpu(Backend):
+    """The fast supernet on a GPU, in torch's kernels."""
+
+    def on_batch_statistics(self, plan: CellPlan, weights: Tensor, kept: dict[int, Tensor]) -> TrainRule:
+        return BatchStatistics(plan, weights, kept)
+
+    def folded(self, plan: CellPlan, weights: Tensor) -> Rule:
+        return Folded(plan, weights)

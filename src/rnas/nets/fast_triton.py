@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from rnas.nets import fast_gpu
 from rnas.nets.fast_gpu import FoldedOperation
-from rnas.nets.fast_nodes import CellRule, Convolution, Convolving, Source
+from rnas.nets.fast_nodes import Backend, CellPlan, CellRule, Convolution, Rule, Source, TrainRule
 from rnas.nets.triton_batch_norm import normalized
 from rnas.nets.triton_stencils import Passed, Stencil, convolve, kernel_grad, mix, pass_back, pass_on, spread
 
@@ -78,7 +78,7 @@ class BatchStatistics(fast_gpu.BatchStatistics):
         return depthwise(x, kernel, 1, 1)
 
 
-class _Leaving(NamedTuple):
+class _FoldedSource(NamedTuple):
     """All that leaves a node for the E nodes at the ends of its edges, folded."""
 
     stride: int
@@ -146,16 +146,16 @@ class _Cell(torch.autograd.Function):
     """A folded cell, from its two inputs after their preprocessing (B,C,H,W): its output (B,nodes·C,H',W')."""
 
     @staticmethod
-    def forward(ctx: Any, s0: Tensor, s1: Tensor, leaving: Sequence[_Leaving]) -> Tensor:
-        (b, c, h, w), stride = s0.shape, leaving[0].stride
-        nodes = s0.new_empty(b, len(leaving) - 1, c, -(-h // stride), -(-w // stride))
+    def forward(ctx: Any, s0: Tensor, s1: Tensor, sources: Sequence[_FoldedSource]) -> Tensor:
+        (b, c, h, w), stride = s0.shape, sources[0].stride
+        nodes = s0.new_empty(b, len(sources) - 1, c, -(-h // stride), -(-w // stride))
         inputs = s0.contiguous(), s1.contiguous()
         kept = [
-            of.forward(_state(i, inputs, nodes), nodes[:, max(i - 1, 0) :], add=i > 0) for i, of in enumerate(leaving)
+            of.forward(_state(i, inputs, nodes), nodes[:, max(i - 1, 0) :], add=i > 0) for i, of in enumerate(sources)
         ]
         if any(ctx.needs_input_grad):
             ctx.save_for_backward(*inputs, nodes, *(t for of in kept for t in of))
-            ctx.leaving, ctx.counts = leaving, [len(of) for of in kept]
+            ctx.sources, ctx.counts = sources, [len(of) for of in kept]
         return nodes.flatten(1, 2)
 
     @staticmethod
@@ -165,7 +165,7 @@ class _Cell(torch.autograd.Function):
         of_nodes = grad.clone(memory_format=torch.contiguous_format).view_as(nodes)
         of_inputs = torch.empty_like(s0), torch.empty_like(s1)
         end = len(rest)
-        for i, of in reversed(list(enumerate(ctx.leaving))):  # a node's own gradient is complete when its turn comes
+        for i, of in reversed(list(enumerate(ctx.sources))):  # a node's own gradient is complete when its turn comes
             kept, end = rest[end - ctx.counts[i] : end], end - ctx.counts[i]
             of.backward(
                 _state(i, (s0, s1), nodes), of_nodes[:, max(i - 1, 0) :], kept, _state(i, of_inputs, of_nodes), i > 1
@@ -181,21 +181,33 @@ def _state(i: int, inputs: Sequence[Tensor], nodes: Tensor) -> Tensor:
 class Folded(fast_gpu.Folded, CellRule):
     """BN as in eval mode, folded with α into the 1x1 convolutions; differentiable by the images alone."""
 
-    def __init__(self, entrances: Sequence[Convolving], sources: Sequence[Source], weights: Tensor):
-        super().__init__(entrances, sources, weights)
-        self._inputs = entrances
-        self._leaving = [self._of(source) for source in sources]
+    def __init__(self, plan: CellPlan, weights: Tensor):
+        super().__init__(plan, weights)
+        self._preprocessing = plan.inputs
+        self._folded_sources = [self._of(source) for source in plan.sources]
 
-    def _of(self, source: Source) -> _Leaving:
+    def _of(self, source: Source) -> _FoldedSource:
         bias, scales = self._affine[id(source)]
-        by_name: dict[str, Tensor] = {}
-        for (which, _), scale in zip(source.plan.passed, scales, strict=True):
-            by_name["node" if which == 0 else source.pool_names[which - 1][:3]] = scale.flatten()
+        names = [*(["node"] if source.skipping else []), *(name[:3] for name in source.pool_names)]
+        by_name = {name: scale.flatten() for name, scale in zip(names, scales, strict=True)}
         passed = Passed(by_name.get("node"), by_name.get("max"), by_name.get("avg"), source.stride)
-        return _Leaving(source.stride, self._operations[id(source)], passed, bias.flatten())
+        return _FoldedSource(source.stride, self._operations[id(source)], passed, bias.flatten())
 
     def run(self, s0: Tensor, s1: Tensor) -> Tensor:
-        s0, s1 = (self.enter(s, entrance) for s, entrance in zip((s0, s1), self._inputs, strict=True))
+        s0, s1 = (self.preprocessed(s, o) for s, o in zip((s0, s1), self._preprocessing, strict=True))
         with on_device_of(s0):
-            out: Tensor = _Cell.apply(s0, s1, self._leaving)  # type: ignore[no-untyped-call]
+            out: Tensor = _Cell.apply(s0, s1, self._folded_sources)  # type: ignore[no-untyped-call]
         return out
+
+
+class OnTriton(Backend):
+    """The fast supernet on a GPU, in kernels of our own."""
+
+    def on_batch_statistics(self, plan: CellPlan, weights: Tensor, kept: dict[int, Tensor]) -> TrainRule:
+        return BatchStatistics(plan, weights, kept)
+
+    def folded(self, plan: CellPlan, weights: Tensor) -> Rule:
+        # Torch's are differentiated by parameters and weights too, and know cells of other forms.
+        if torch.is_grad_enabled() or not plan.is_whole():
+            return fast_gpu.Folded(plan, weights)
+        return Folded(plan, weights)

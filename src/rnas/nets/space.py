@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple
 
 from torch import Tensor
 
+from rnas.errors import RnasError
 from rnas.settings import SearchSpace
 
 Mask = tuple[tuple[bool, ...], ...]
@@ -26,6 +28,29 @@ class Shape:
     per_cell: bool = False
     """Each cell has weights of its own; or else all cells of a kind share them."""
 
+    def __post_init__(self) -> None:
+        if self.part < 1 or self.space.channels % self.part:
+            raise RnasError(
+                f"1/{self.part} of {self.space.channels} channels is not a whole number: choose channels or part so "
+                f"that part divides channels"
+            )
+
+    def allows(self, reduction: bool, edge: int, operation: int) -> bool:
+        """Whether an operation exists on an edge of a kind of cell."""
+        return self.allowed is None or self.allowed[reduction][edge][operation]
+
+
+class CellWeights(NamedTuple):
+    """What of `Weights` concerns one cell."""
+
+    mix: Tensor
+    """(edges, operations)"""
+    bypass: Tensor | None = None
+    """(edges,)"""
+    live: Mask | None = None
+    kept: Tensor | None = None
+    """(N,B,C,H,W), what the values of the cell's N stride-1 skips are multiplied with: 0 where dropped"""
+
 
 class Weights(NamedTuple):
     """How much of each operation a pass of the supernet takes: softmax, Gumbel, a hard sample, edge weights in them.
@@ -38,21 +63,32 @@ class Weights(NamedTuple):
     bypass: tuple[Tensor, ...] | None = None
     """(edges,) each: of the channels that go past the operations, where `Shape.part` is above 1"""
     live: tuple[Mask, ...] | None = None
-    """What the host knows to be zero where it says False; a CPU skips it. None: nothing is known."""
+    """What the host knows to be zero where it says False: it is not computed, and its BN sees nothing. None: nothing is
+    known. Another mask is another recording, so on a GPU it may be better to leave it out."""
+    dropout: Tensor | None = None
+    """(), the probability with which, in train mode, a value that a stride-1 skip passes on is dropped"""
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """All tensors, in order."""
-        return (*self.mix, *(self.bypass or ()))
+        return (*self.mix, *(self.bypass or ()), *(() if self.dropout is None else (self.dropout,)))
 
     @property
     def form(self) -> Form:
         """All that is not a tensor: with equal forms the same operations are computed."""
-        return Form(len(self.mix), self.bypass is not None, self.live)
+        return Form(len(self.mix), self.bypass is not None, self.live, self.dropout is not None)
 
     def detach(self) -> Weights:
         """The same, not to be differentiated."""
         return self.form.filled([t.detach() for t in self.tensors])
+
+    def of(self, row: int) -> CellWeights:
+        """Those of a kind of cell, or with `Shape.per_cell` of a cell, but for its dropout."""
+        return CellWeights(
+            self.mix[row],
+            None if self.bypass is None else self.bypass[row],
+            None if self.live is None else self.live[row],
+        )
 
 
 class Form(NamedTuple):
@@ -61,8 +97,11 @@ class Form(NamedTuple):
     cells: int
     bypassed: bool
     live: tuple[Mask, ...] | None
+    dropping: bool = False
 
     def filled(self, tensors: Sequence[Tensor]) -> Weights:
         """The weights made of `tensors`, as `Weights.tensors` lists them."""
-        mix, bypass = tuple(tensors[: self.cells]), tuple(tensors[self.cells :])
-        return Weights(mix, bypass if self.bypassed else None, self.live)
+        rest = iter(tensors)
+        mix = tuple(islice(rest, self.cells))
+        bypass = tuple(islice(rest, self.cells)) if self.bypassed else None
+        return Weights(mix, bypass, self.live, next(rest) if self.dropping else None)
