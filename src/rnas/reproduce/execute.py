@@ -11,7 +11,7 @@ from rnas.errors import RnasError, out_of_memory
 from rnas.evaluation import evaluate_run, holds
 from rnas.nets.saved import META
 from rnas.reproduce.plan import Plan, Step
-from rnas.search import GENOTYPE, search
+from rnas.nas.search import GENOTYPE, search
 from rnas.settings import Distortion, Evaluate, Search, Train
 from rnas.train import train
 
