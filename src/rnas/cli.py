@@ -34,7 +34,7 @@ def _commands(search: type[Search]) -> Any:
     """All commands; the settings of a search are those of its method."""
     return (
         Annotated[Run, _Sub("run")]
-        | Annotated[search, _Sub("search")]  # type: ignore[valid-type]
+        | Annotated[search, _Sub("search")]
         | Annotated[Train, _Sub("train")]
         | Annotated[Evaluate, _Sub("evaluate")]
         | Annotated[Distortion, _Sub("distortion")]

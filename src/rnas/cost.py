@@ -17,9 +17,10 @@ from rnas.graphs import forget, recordable, wait
 from rnas.nas.methods import load
 from rnas.nets.space import uniform
 from rnas.nets.supernet import Supernet
+from rnas.objectives import FP32
 from rnas.precision import Precision, full_precision
 from rnas.settings import Evaluate, Search, Train
-from rnas.steps import FP32, frozen_for, weight_step
+from rnas.steps import frozen_for, weight_step
 
 FORWARD = 1 / 3
 """Cost of a forward pass in gradient passes: a backward pass costs about two."""
@@ -64,11 +65,10 @@ def measure(net: nn.Module, about: Facts, batch: int, device: torch.device, prec
     optimizer = torch.optim.SGD(parameters, lr=0.0)
     x = torch.rand(batch, 3, *about.image_size, device=device, generator=torch.Generator(device).manual_seed(0))
     y = torch.arange(batch, device=device) % about.classes
-    weights = [uniform(net.shape, device)] if isinstance(net, Supernet) else []
-    with frozen_for(net, device, precision, *weights) as fixed:
+    given = [uniform(net.shape, device)] if isinstance(net, Supernet) else []
+    with frozen_for(net, device, precision, *given) as fixed:
         gradient = _mean_time(lambda: attack.perturb(fixed, x, y), device)
-    options = {"clip": 5.0, "precision": precision, "weights": weights}
-    step = partial(weight_step, net, parameters, optimizer, None, x, y, **options)
+    step = partial(weight_step, net, parameters, optimizer, None, x, y, 5.0, precision=precision, weights=given)
     weights = _mean_time(step, device)
     forget(net)
     return Speed(gradient / batch, weights / batch)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
@@ -33,7 +33,7 @@ R = TypeVar("R")
 class Work(Hashable, Protocol):
     """What may be recorded: a frozen dataclass, so that equal ones do the same and a recording of one is one of all."""
 
-    def __call__(self, net: nn.Module, /, *inputs: Tensor) -> Values:
+    def __call__(self, net: nn.Module, /, *inputs: Any, **none: Any) -> Values:
         """What comes of `inputs`."""
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rnas.nets.space import Input, Weights
+from rnas.nets.space import Weights
 from rnas.precision import Precision
 
 FP32 = Precision()
@@ -19,8 +19,8 @@ FP32 = Precision()
 class Objective(Hashable, Protocol):
     """A frozen dataclass. What it computes follows from its fields, the network and the inputs, and from nothing else."""
 
-    def __call__(self, net: nn.Module, /, *inputs: Input) -> tuple[Tensor, Tensor]:
-        """The loss, a scalar, and what else to tell: logits (B,classes), or a number."""
+    def __call__(self, net: nn.Module, /, *inputs: Any, **none: Any) -> tuple[Tensor, Tensor]:
+        """Of inputs that are tensors or weights: the loss, a scalar, and what else to tell: logits (B,classes), or a number."""
 
 
 @dataclass(frozen=True)

@@ -73,9 +73,7 @@ def training_attack(perturbation: Perturbation, data: Dataset) -> PGD:
     return PGD(eps=eps, step=perturbation.step or eps / 4, steps=perturbation.attack_steps)
 
 
-def craft(
-    attack: PGD, net: nn.Module, x: Tensor, y: Tensor, precision: Precision = FP32, *weights: Weights
-) -> Tensor:
+def craft(attack: PGD, net: nn.Module, x: Tensor, y: Tensor, precision: Precision = FP32, *weights: Weights) -> Tensor:
     """Adversarial images against `net` in eval mode; the network is left as it was. `weights` of a supernet's
     operations."""
     tensors, forms = apart(weights)

@@ -14,7 +14,7 @@ strong is weak."""
 
 
 def discretise(space: SearchSpace, normal: Strength, reduce: Strength, keep: int = 2) -> Genotype:
-    """Per node the `keep` incoming edges whose strongest operation besides `none` is strongest; per edge that operation.
+    """Per node the `keep` incoming edges whose strongest operation besides `none` is strongest, with that operation.
 
     RnasError if nothing is left that enters a node.
     """
@@ -29,7 +29,7 @@ def _strongest(space: SearchSpace, rows: Strength, keep: int, kind: str) -> Cell
         strength = [rows[first + source][k] for source, k in enumerate(best)]
         there = [source for source in range(node + 2) if strength[source] > 0]
         if not there:
-            raise RnasError(f"nothing enters node {node + 2} of the {kind} cell: all operations of its edges are pruned")
+            raise RnasError(f"nothing enters node {node + 2} of the {kind} cell: all its operations are pruned")
         chosen = sorted(there, key=lambda source: -strength[source])[:keep]
         nodes.append(tuple((space.operations[best[source]], source) for source in sorted(chosen)))
         first += node + 2

@@ -90,7 +90,9 @@ class State:
         self.engine.optimizer.load_state_dict(saved["optimizer"])
         if self.engine.optimiser:
             self.engine.optimiser.load_state_dict(saved["alpha_optimizer"])
-        self.strengths, self.alphas = ([[t.cpu() for t in point] for point in saved[k]] for k in ("strengths", "history"))
+        self.strengths, self.alphas = (
+            [[t.cpu() for t in point] for point in saved[k]] for k in ("strengths", "history")
+        )
 
     def remember(self) -> None:
         method = self.engine.method

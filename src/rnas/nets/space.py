@@ -65,8 +65,8 @@ class Form(NamedTuple):
     live: tuple[Mask, ...] | None
 
     @property
-    def count(self) -> int:
-        """Of the tensors."""
+    def size(self) -> int:
+        """The number of tensors."""
         return self.cells * (2 if self.bypassed else 1)
 
     def filled(self, tensors: Sequence[Tensor]) -> Weights:
@@ -97,4 +97,4 @@ def apart(inputs: Sequence[Input]) -> tuple[list[Tensor], Forms]:
 def together(tensors: Sequence[Tensor], forms: Forms) -> list[Input]:
     """The inputs that `apart` took apart."""
     rest = iter(tensors)
-    return [next(rest) if form is None else form.filled(list(islice(rest, form.count))) for form in forms]
+    return [next(rest) if form is None else form.filled(list(islice(rest, form.size))) for form in forms]

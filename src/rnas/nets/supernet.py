@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -107,7 +109,7 @@ class Supernet(nn.Module):
 
     def row(self, cell: int) -> int:
         """Which of `Weights.mix` is that of a cell."""
-        return cell if self.shape.per_cell else int(self.cells[cell].reduction)
+        return cell if self.shape.per_cell else int(cast(SupernetCell, self.cells[cell]).reduction)
 
     def forward(self, x: Tensor, weights: Weights) -> Tensor:
         """Logits (B,classes)."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
-import inspect
 import sys
+import traceback
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import ModuleType
@@ -46,7 +46,8 @@ def load(name: str) -> Found:
         module, digest = importlib.import_module(f"{__name__}.{name}"), None
     else:
         raise unknown("method", name, names())
-    methods, settings = _defined(module, Method), _defined(module, Search)
+    methods: list[type[Method]] = _defined(module, Method)  # type: ignore[type-abstract]
+    settings = _defined(module, Search)
     if len(methods) != 1 or len(settings) > 1:
         found = f"{len(methods)} subclasses of Method and {len(settings)} of Search"
         raise RnasError(f"{name} has {found}: expected one of Method, and one of Search or none")
@@ -68,17 +69,10 @@ def _imported(path: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as e:  # whatever a file of someone's own may raise
-        where = next((f":{t.tb_lineno}" for t in _traceback(e) if t.tb_frame.f_code.co_filename == str(path)), "")
+        lines = [frame.lineno for frame in traceback.extract_tb(e.__traceback__) if frame.filename == str(path)]
+        where = f", line {lines[-1]}," if lines else ""
         raise RnasError(f"{path}{where} cannot be imported: {type(e).__name__}: {e}") from e
     return module
-
-
-def _traceback(e: BaseException) -> list:  # type: ignore[type-arg]
-    frames, now = [], e.__traceback__
-    while now is not None:
-        frames.append(now)
-        now = now.tb_next
-    return frames[::-1]
 
 
 def _defined(module: ModuleType, base: type[T]) -> list[type[T]]:

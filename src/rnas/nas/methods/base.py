@@ -102,7 +102,8 @@ class Method(nn.Module, ABC):
 
     def derive(self) -> Architecture:
         """The architecture as of now."""
-        return discretise(self.settings.space, *(s.tolist() for s in self.strengths()))
+        normal, reduce = (s.tolist() for s in self.strengths())
+        return discretise(self.settings.space, normal, reduce)
 
     def choose(self, engine: Engine) -> Architecture:
         """The architecture that the search ends with."""

@@ -3,7 +3,8 @@
     x_j = Σ_{i<j} Σ_o softmax(α_ij)_o o(x_i)        min_α L_val(w*(α), α), w*(α) = argmin_w L_train(w, α)
 
 First order: ∇_α L_val(w, α). Second order: with the virtual step w' = w − ξ·v, v the step of SGD with momentum,
-    ∇_α L_val(w', α) − ξ·(∇_α L_train(w⁺, α) − ∇_α L_train(w⁻, α)) / 2ε,    w± = w ± ε·d, d = ∇_w' L_val(w', α), ε = 0.01/‖d‖.
+    ∇_α L_val(w', α) − ξ·(∇_α L_train(w⁺, α) − ∇_α L_train(w⁻, α)) / 2ε
+with w± = w ± ε·d, d = ∇_w' L_val(w', α), ε = 0.01/‖d‖₂.
 ξ is the learning rate of the epoch. α moves first, then the weights, on the same training batch.
 
 Readings and departures. Validation batches pass through the second half in a seeded order instead of being drawn with

@@ -22,6 +22,7 @@ from rnas.nas.methods.base import Alphas, Cost, Fields, Method, adam
 from rnas.nas.objectives import Vulnerability, passed
 from rnas.nas.projection import ROUND, project
 from rnas.nets.space import Shape, Weights
+from rnas.objectives import FP32
 from rnas.precision import Precision
 from rnas.settings import Bound, Features, Reduction, Search, at_least
 from rnas.steps import only
@@ -116,7 +117,7 @@ class Rnas(Method):
                     yield x, x_adv
 
         drawn = rounds()
-        with only(self.parameters(), engine.net):
+        with only(list(self.parameters()), engine.net):
             done = project(
                 list(self.parameters()),
                 lambda scale: self.slope_of_f(engine, *next(drawn), scale),
@@ -152,7 +153,7 @@ class Rnas(Method):
     def optimiser(self) -> torch.optim.Optimizer:
         return adam(self.parameters(), self.settings.alpha_lr, self.settings.alpha_weight_decay)
 
-    def vulnerability(self, precision: Precision = Precision(), scale: float = 1.0) -> Vulnerability:
+    def vulnerability(self, precision: Precision = FP32, scale: float = 1.0) -> Vulnerability:
         return Vulnerability(self.settings.reduction, self.settings.features, precision, scale)
 
     def start(self, engine: Engine) -> None:
