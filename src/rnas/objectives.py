@@ -17,10 +17,11 @@ FP32 = Precision()
 
 
 class Objective(Hashable, Protocol):
-    """A frozen dataclass. What it computes follows from its fields, the network and the inputs, and from nothing else."""
+    """A frozen dataclass: what it computes follows from its fields, the network and the inputs alone."""
 
     def __call__(self, net: nn.Module, /, *inputs: Any, **none: Any) -> tuple[Tensor, Tensor]:
-        """Of inputs that are tensors or weights: the loss, a scalar, and what else to tell: logits (B,classes), or a number."""
+        """The loss, a scalar, of inputs that are tensors or weights; and what else to tell: logits (B,classes), or a
+        number."""
 
 
 @dataclass(frozen=True)

@@ -90,9 +90,7 @@ class State:
         self.engine.optimizer.load_state_dict(saved["optimizer"])
         if self.engine.optimiser:
             self.engine.optimiser.load_state_dict(saved["alpha_optimizer"])
-        self.strengths, self.alphas = (
-            [[t.cpu() for t in point] for point in saved[k]] for k in ("strengths", "history")
-        )
+        self.strengths, self.alphas = saved["strengths"], saved["history"]
 
     def remember(self) -> None:
         method = self.engine.method
@@ -274,7 +272,7 @@ def _warn(run: Run, method: Method, console: Console) -> None:
 
 
 def _save_arrays(folder: Path, settings: Search, state: State) -> None:
-    """strengths.npz: of each kind of cell (epochs + 1, edges, operations), NaN for what is pruned; of a method with
+    """strengths.npz: of each kind of cell (epochs + 1, edges, operations), 0 for what is pruned; of a method with
     weights for each cell cell0, cell1, ...; and alphas.npz of a method whose weights are a softmax."""
     operations = np.array(settings.space.operations)
     for name, history in ((STRENGTHS, state.strengths), (ALPHAS, state.alphas)):
