@@ -67,7 +67,7 @@ def frozen(model: Model, *given: Any) -> Iterator[Model]:
         if hasattr(plain, "frozen_view"):
             yield plain.frozen_view(*given)
         elif given:
-            yield lambda x: plain(x, *given)  # type: ignore[call-arg]
+            yield lambda x: plain(x, *given)
         elif not isinstance(plain, nn.Module):
             yield plain
         else:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from rnas.errors import RnasError
@@ -99,9 +100,39 @@ class Form(NamedTuple):
     live: tuple[Mask, ...] | None
     dropping: bool = False
 
+    @property
+    def size(self) -> int:
+        """The number of tensors."""
+        return self.cells * (2 if self.bypassed else 1) + self.dropping
+
     def filled(self, tensors: Sequence[Tensor]) -> Weights:
         """The weights made of `tensors`, as `Weights.tensors` lists them."""
         rest = iter(tensors)
         mix = tuple(islice(rest, self.cells))
         bypass = tuple(islice(rest, self.cells)) if self.bypassed else None
         return Weights(mix, bypass, self.live, next(rest) if self.dropping else None)
+
+
+def uniform(shape: Shape, device: torch.device | str = "cpu") -> Weights:
+    """As much of each operation as of any other."""
+    edges, operations = shape.space.edges, len(shape.space.operations)
+    mix = torch.full((edges, operations), 1 / operations, device=device)
+    cells = shape.space.cells if shape.per_cell else 2
+    return Weights((mix,) * cells, (torch.ones(edges, device=device),) * cells if shape.part > 1 else None)
+
+
+Input = Tensor | Weights
+"""What a pass may take."""
+Forms = tuple[Form | None, ...]
+
+
+def apart(inputs: Sequence[Input]) -> tuple[list[Tensor], Forms]:
+    """The tensors of all `inputs`, in order, and what they are part of: None for one by itself."""
+    tensors = [t for value in inputs for t in (value.tensors if isinstance(value, Weights) else (value,))]
+    return tensors, tuple(value.form if isinstance(value, Weights) else None for value in inputs)
+
+
+def together(tensors: Sequence[Tensor], forms: Forms) -> list[Input]:
+    """The inputs that `apart` took apart."""
+    rest = iter(tensors)
+    return [next(rest) if form is None else form.filled(list(islice(rest, form.size))) for form in forms]
