@@ -14,10 +14,10 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
@@ -35,6 +35,14 @@ class Work(Hashable, Protocol):
 
     def __call__(self, net: nn.Module, /, *inputs: Any, **none: Any) -> Values:
         """What comes of `inputs`."""
+
+
+@runtime_checkable
+class TellsRecorded(Protocol):
+    """A network that computes in another way where a host's time for launching kernels costs nothing."""
+
+    def recorded(self) -> AbstractContextManager[None]:
+        """Within, its passes are being recorded, or prepared for that."""
 
 
 @dataclass(frozen=True)
@@ -215,7 +223,8 @@ def _tried(
         before.restore()
         _, launched = _timed(partial(function, *inputs), device)
         before.restore()
-        recorded = Recorded(function, inputs, parameters)
+        with net.recorded() if isinstance(net, TellsRecorded) else nullcontext():
+            recorded = Recorded(function, inputs, parameters)
         before.restore()
         values, replayed_in = _timed(partial(recorded, *inputs), device)
         start = [torch.zeros_like(e) if kind.trains else inputs[0] for e in expected]
@@ -330,7 +339,7 @@ def record(run: Callable[[], R], device: torch.device) -> tuple[Callable[[], Non
         aside, others = _streams[device], _graphs.setdefault(device, WeakSet())
         pool = next((other.pool() for other in others), None)
         try:
-            with _without_old_passes(), _flagged():
+            with _without_old_passes():
                 aside.wait_stream(stream)
                 with torch.cuda.stream(aside):
                     run()  # once on that stream, as torch's notes on CUDA graphs want it
@@ -341,24 +350,6 @@ def record(run: Callable[[], R], device: torch.device) -> tuple[Callable[[], Non
             torch.cuda.set_stream(stream)  # a recording that fails leaves its own
         others.add(graph)
     return graph.replay, output
-
-
-_recording = False
-
-
-def recording() -> bool:
-    """Whether what is called now is being recorded, or prepared for that: a host's time for launching costs nothing."""
-    return _recording
-
-
-@contextmanager
-def _flagged() -> Iterator[None]:
-    global _recording
-    _recording = True
-    try:
-        yield
-    finally:
-        _recording = False
 
 
 @contextmanager

@@ -9,8 +9,9 @@ the 1x1 convolutions, and for an attack, where no weight changes, only once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rnas.nets.fast_cpu import OnCpu
 from rnas.nets.fast_gpu import OnGpu
-from rnas.nets.fast_kernels import arrange, inner
+from rnas.nets.fast_kernels import arrange
 from rnas.nets.fast_nodes import (
     Backend,
     CellPlan,
@@ -36,7 +37,6 @@ from rnas.nets.space import CellWeights, Shape, Weights
 from rnas.nets.supernet import MixedOperation, Supernet, SupernetCell, shuffled
 from rnas.ops import total
 from rnas.precision import pass_dtype
-from rnas.settings import SearchSpace
 
 
 def on_cpu(x: Tensor) -> bool:
@@ -60,16 +60,14 @@ class FastCell(SupernetCell):
     """`SupernetCell`, computed node by node."""
 
     checkpointed = False
-    recorded = False
-    """Whether its passes are being recorded as a CUDA graph."""
 
-    def __init__(
-        self, shape: Shape, c_before: int, c_last: int, channels: int, reduction: bool, after_reduction: bool
-    ):
+    def __init__(self, shape: Shape, c_before: int, c_last: int, channels: int, reduction: bool, after_reduction: bool):
         super().__init__(shape, c_before, c_last, channels, reduction, after_reduction)
         inputs = ConvOperation("direct", 1, self.pre0), ConvOperation("direct", 1, self.pre1)
         sources = tuple(self._source(shape, number) for number in range(self.nodes + 1))
         self._plan = CellPlan(inputs, sources, self.mixed)
+        self.recorded = False
+        """Whether its passes are being recorded as a CUDA graph."""
 
     def _source(self, shape: Shape, number: int) -> Source:
         names, stride = shape.space.operations, 2 if self.reduction and number < 2 else 1
@@ -167,6 +165,18 @@ class FastSupernet(Supernet):
         a fraction of the memory for about a third more time."""
         for cell in self.cells:
             cast(FastCell, cell).checkpointed = on
+
+    @contextmanager
+    def recorded(self) -> Iterator[None]:
+        """Within, its passes are being recorded as a CUDA graph, or prepared for that."""
+        cells = cast("list[FastCell]", self.cells)
+        try:
+            for cell in cells:
+                cell.recorded = True
+            yield
+        finally:
+            for cell in cells:
+                cell.recorded = False
 
     def forward_cells(self, x: Tensor, weights: Weights) -> tuple[Tensor, list[Tensor]]:
         """Logits (B,classes) and the output of every cell, each (B,C_i,H_i,W_i)."""

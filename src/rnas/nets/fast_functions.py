@@ -148,9 +148,7 @@ def _plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
 
 class _Mix(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, plan: Plan, eps: float, count: int, weights: Tensor, *tensors: Tensor
-    ) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, plan: Plan, eps: float, count: int, weights: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         nodes, tensors = tensors[:count], _in_format_of(tensors[0], tensors[count:])
         heads = _Heads(nodes[0].relu())
         alpha = [row.unbind() for row in weights.unbind()]

@@ -18,8 +18,8 @@ from rnas.nets.fast_kernels import check_many, depthwise
 from rnas.nets.fast_nodes import (
     Backend,
     CellPlan,
-    ConvOperation,
     Convolution,
+    ConvOperation,
     Rule,
     Source,
     TrainRule,
@@ -182,8 +182,7 @@ class BatchStatistics(TrainRule):
         found = [[StackedOperation(o.shape, (o,))] for o in inputs] + [stacked(source) for source in sources]
         parts = joined([group for of in found for o in of for group in o.weights()], pass_dtype(weights))
         self._operations = {
-            id(part): [(o, o.tensors(parts)) for o in of]
-            for part, of in zip((*inputs, *sources), found, strict=True)
+            id(part): [(o, o.tensors(parts)) for o in of] for part, of in zip((*inputs, *sources), found, strict=True)
         }
         self._kept = kept
         self._eps = inputs[0].bns[0].eps

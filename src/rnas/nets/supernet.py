@@ -64,9 +64,7 @@ class SupernetCell(nn.Module):
     shuffle, so it is done once a node, for the sum.
     """
 
-    def __init__(
-        self, shape: Shape, c_before: int, c_last: int, channels: int, reduction: bool, after_reduction: bool
-    ):
+    def __init__(self, shape: Shape, c_before: int, c_last: int, channels: int, reduction: bool, after_reduction: bool):
         super().__init__()
         self.reduction = reduction
         self.pre0 = (
@@ -129,7 +127,8 @@ class SupernetCell(nn.Module):
 
 def shuffled(x: Tensor, groups: int) -> Tensor:
     """`x` (B,C,H,W), whose channel g·C/groups + j becomes channel j·groups + g."""
-    return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
+    b, c, h, w = x.shape
+    return x.view(b, groups, c // groups, h, w).transpose(1, 2).reshape(b, c, h, w)
 
 
 class Supernet(nn.Module):
