@@ -218,13 +218,14 @@ class Engine:
             nn.utils.clip_grad_norm_(parameters, clip)
         optimiser.step()
 
-    def descend_weights(self, x: Tensor, y: Tensor, w: Weights | None = None) -> None:
+    def descend_weights(self, x: Tensor, y: Tensor, w: Weights | None = None) -> Slope:
         """One step of the network's weights down the cross-entropy of images as they are."""
         thetas = self.net.thetas
         inputs = arranged_for(self.net, x), y, self._weights(w).detach()
         slope = self.slope(CrossEntropy(self.precision), inputs, thetas, WEIGHTS)
         self.descend(slope, thetas, self.optimizer, self.settings.clip)
         self.saw_weights(slope, y)
+        return slope
 
     def saw_weights(self, slope: Slope, y: Tensor) -> None:
         """Let the log know of a step of the weights, whose slope tells logits. RnasError if the loss is not finite."""
