@@ -1,4 +1,4 @@
-"""Supernets for tests: with architecture parameters of their own; or in a search's engine; and steps for any network."""
+"""Supernets for tests, with α of their own or in a search's engine; and steps for any network."""
 
 from pathlib import Path
 from typing import Any

@@ -43,10 +43,8 @@ def assert_same_run(a: Path, b: Path) -> None:
     assert Genotype.load(a / "genotype.json") == Genotype.load(b / "genotype.json")
     ours, theirs = checkpoint_of(a), checkpoint_of(b)
     for name, value in ours["net"].items():  # tensors, and what else a method remembers
-        same = (
-            torch.equal(value, theirs["net"][name]) if isinstance(value, torch.Tensor) else value == theirs["net"][name]
-        )
-        assert same, name
+        other = theirs["net"][name]
+        assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other, name
     for key in ("optimizer", "alpha_optimizer"):
         for p, state in ours[key]["state"].items():
             assert all(

@@ -18,7 +18,7 @@ def macs(model: nn.Module, image_size: int | tuple[int, int] = 32, *given: Any) 
     """Multiply-accumulates of the convolutions and linear layers that one image (3,H,W) runs through.
 
     One is a multiplication and an addition; biases, BN, activations, pooling and sums are not counted. The network is
-    run once in eval mode, on a black image and what else is `given`, on the device it lies on, and left in the mode it was in.
+    run once in eval mode, on a black image and what else is `given`, on its device, and left in the mode it was in.
     """
     total = 0
 
