@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from supernets import alphas, weights, with_alphas
 from torch import Tensor, nn
 
 from rnas.attacks import PGD
@@ -21,9 +19,9 @@ from rnas.nets.fast_kernels import depthwise, depthwise_input_grad, depthwise_we
 from rnas.nets.space import CellWeights, Shape
 from rnas.nets.supernet import Supernet, SupernetCell
 from rnas.precision import full_precision
-from rnas.settings import Search, SearchSpace
-from rnas.steps import craft, weight_step
+from rnas.settings import SearchSpace
 from rnas.vulnerability import network_vulnerability
+from supernets import alphas, searching, weights, with_alphas
 
 SMALL = SearchSpace(cells=4, channels=4, nodes=3)  # normal, reduction, reduction, normal
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
@@ -241,14 +239,16 @@ def test_ten_steps_of_search_have_the_same_losses(dtype: torch.dtype, tolerance:
     """The search's own steps, attacks included: the losses of weights and α, and F, of the plain supernet."""
     traces = []
     for net in pair(SearchSpace(cells=3, channels=4, nodes=2), dtype):
-        method = Rnas(net, PGD(steps=2, random_start=False), Search(out=Path()))
-        optimizer = torch.optim.SGD(net.thetas, 0.01, momentum=0.9)
+        alpha = [a.detach().clone() for a in alphas(net)]
+        engine = searching(net, PGD(steps=2, random_start=False))
+        for a, value in zip(engine.method.parameters(), alpha, strict=True):
+            a.data.copy_(value)
         x, y = images(16, 8, dtype), torch.arange(16) % 10
         trace = []
         for _ in range(10):
-            trace.append(weight_step(net, net.thetas, optimizer, method.attack, x[:8], y[:8], clip=5.0)[0].item())
-            trace.append(method.arch_step(x[8:], y[8:])[0].item())
-            trace.append(method.vulnerability(x[8:], craft(method.attack, net, x[8:], y[8:])).item())
+            trace.append(engine.descend_weights(engine.adversarial(x[:8], y[:8]), y[:8]).loss.item())
+            trace.append(engine.method.descend_alphas(engine, x[8:], y[8:]).loss.item())
+            trace.append(engine.method.vulnerability()(net, x[8:], engine.adversarial(x[8:], y[8:]))[1].item())
         traces.append(trace)
     assert traces[0][-3] < traces[0][0]
     assert traces[1] == pytest.approx(traces[0], rel=tolerance)
@@ -310,7 +310,8 @@ def test_an_attack_on_a_gpu_sees_the_plain_supernet(size: int) -> None:
     x = images(3, size, dtype=torch.float32).cuda().requires_grad_()
     with full_precision():
         (logits, gradient), (fast_logits, fast_gradient) = (
-            (out.detach(), *torch.autograd.grad(out.square().sum(), x)) for out in (plain(x, weights(plain)), fast.frozen_view(weights(fast))(x))
+            (out.detach(), *torch.autograd.grad(out.square().sum(), x))
+            for out in (plain(x, weights(plain)), fast.frozen_view(weights(fast))(x))
         )
     assert_equal([logits], [fast_logits], torch.float32)
     assert float((gradient - fast_gradient).norm() / gradient.norm()) < 0.02

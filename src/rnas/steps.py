@@ -223,8 +223,8 @@ def weight_step(
     """One update of the weights `thetas` on adversarial images, or on clean ones without an `attack`.
 
     `x` (B,3,H,W) in [0,1], `y` (B,). With `trades_beta`: cross-entropy on clean images plus β times
-    KL(clean ‖ adversarial) (Zhang et al. 2019, Eq. 5). `weights`: those of a supernet's operations. Returns the loss and
-    the logits (B,classes) it was taken on.
+    KL(clean ‖ adversarial) (Zhang et al. 2019, Eq. 5). `weights`: those of a supernet's operations. Returns the loss
+    and the logits (B,classes) it was taken on.
     """
     objective: Objective
     if trades_beta is None or attack is None:

@@ -6,11 +6,11 @@
     slope(objective, inputs, parameters) a loss and its gradients, recorded on a GPU where that pays
     descend(slope, parameters, optimiser, clip)         a step with them
     descend_weights(x, y, w)             both, for the network's weights and cross-entropy
-    input_term(terms, parameters)        the gradient of an input gradient's norm, by first-order passes
+    input_term(loss, terms, y, parameters)              the gradient of an input gradient's norm, by first-order passes
     shifted(parameters, direction, t)    within: the parameters moved; put back bit for bit
     calibrated(images, w)                within: BN's running statistics those of `w`; put back
     measure(batches, w)                  losses, accuracies, F
-    candidates(sample, filter, score, n) a phase without gradients that can be resumed
+    candidates(n, sample, score, told)   a phase without gradients that can be resumed
     saw_weights, saw_architecture        what the log tells of losses
 
 `w` is the weights of operations, a method's `weights()` where it is left out. The network is in train mode outside of
@@ -19,10 +19,10 @@ measurements and attacks.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -34,16 +34,19 @@ from rnas.data import Split, batches
 from rnas.data.dataset import stratified
 from rnas.graphs import ALPHAS, WEIGHTS, Kind
 from rnas.nas.methods.base import Method
+from rnas.nas.objectives import ImageLoss, Weighted
 from rnas.nets.fast_kernels import arranged_for
 from rnas.nets.recompute import buffers_kept
 from rnas.nets.space import Input, Weights
 from rnas.nets.supernet import Supernet
 from rnas.objectives import FP32, CrossEntropy, Objective
+from rnas.runs import Run, read_log
 from rnas.settings import Search
 from rnas.steps import Running, check_finite, choose_precision, craft, differentiated, only, reseed
 
+C = TypeVar("C")
 Batch = tuple[Tensor, Tensor]  # x (B,3,H,W) in [0,1], y (B,)
-TRAIN, VALIDATION, WEIGHTS_DRAWN, LOOP, PROJECTION, NOISE = range(6)  # streams of random numbers
+TRAIN, VALIDATION, WEIGHTS_DRAWN, LOOP, PROJECTION, NOISE, CANDIDATES = range(7)  # streams of random numbers
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,8 @@ class Engine:
         self.generator = torch.Generator()
         """For a method's noise: on the CPU, seeded for every epoch."""
         self.epoch = 0
+        self.run: Run | None = None
+        """Where the search is written, once it is open."""
 
     def use(self, net: Supernet) -> None:
         """Work on `net` from now on, with new optimisers."""
@@ -218,13 +223,14 @@ class Engine:
             nn.utils.clip_grad_norm_(parameters, clip)
         optimiser.step()
 
-    def descend_weights(self, x: Tensor, y: Tensor, w: Weights | None = None) -> None:
+    def descend_weights(self, x: Tensor, y: Tensor, w: Weights | None = None) -> Slope:
         """One step of the network's weights down the cross-entropy of images as they are."""
         thetas = self.net.thetas
         inputs = arranged_for(self.net, x), y, self._weights(w).detach()
         slope = self.slope(CrossEntropy(self.precision), inputs, thetas, WEIGHTS)
         self.descend(slope, thetas, self.optimizer, self.settings.clip)
         self.saw_weights(slope, y)
+        return slope
 
     def saw_weights(self, slope: Slope, y: Tensor) -> None:
         """Let the log know of a step of the weights, whose slope tells logits. RnasError if the loss is not finite."""
@@ -237,6 +243,53 @@ class Engine:
     def _saw(self, running: Running, what: str, slope: Slope, y: Tensor) -> None:
         running.add(slope.loss, slope.told, y)
         check_finite(slope.loss, what, self.epoch, running.batches)
+
+    def input_term(
+        self,
+        loss: ImageLoss,
+        terms: Sequence[tuple[float, Tensor]],
+        y: Tensor,
+        parameters: Iterable[nn.Parameter],
+        noise: Sequence[Tensor] = (),
+        *,
+        norm: Literal["l1", "l2"] = "l2",
+        squared: bool = False,
+        eps: float = 1e-2,
+        train: bool = False,
+    ) -> Slope:
+        """R = mean_b ‖d_b‖ for d_b = Σ_i s_i ∇_x ℓ_b(x_i), and its gradients for `parameters`: by first-order passes.
+
+        `terms`: (s_i, x_i (B,3,H,W)): of RACL and DSRNA one, of AdvRush two (+1 shifted, -1 as it is). With u_b the
+        slope of the norm at d_b, held fixed, ∇R = ∇ mean_b Σ_i s_i (ℓ_b(x_i + εu_b) - ℓ_b(x_i - εu_b)) / 2ε, as ε becomes
+        small up to kinks (docs/decisions/022). `eps` is a length in pixel values (l2: of the image's whole shift, l1:
+        of each pixel's). BN's running statistics stay as they are. Tells R.
+        """
+        parameters = list(parameters)
+        d = sum(s * self._input_gradient(loss, x, y, noise, train) for s, x in terms)
+        assert isinstance(d, Tensor), "there are terms"
+        size = d.flatten(1).norm(p=1 if norm == "l1" else 2, dim=1)
+        u = d.sign() if norm == "l1" else d / size.clamp_min(1e-30).view(-1, 1, 1, 1)
+        of_each = (2 * size if squared else torch.ones_like(size)) / (2 * eps * len(y))
+        passes = [(t * s * of_each, x + t * eps * u) for s, x in terms for t in (1, -1)]
+        if not train:  # images do not know of each other: one pass for all
+            passes = [(torch.cat([c for c, _ in passes]), torch.cat([x for _, x in passes]))]
+        grads = [torch.zeros_like(p) for p in parameters]
+        with buffers_kept(self.net):
+            for c, x in passes:
+                inputs = x, y.repeat(len(x) // len(y)), c, *noise
+                slope = self.slope(Weighted(loss), inputs, parameters, train=train)
+                grads = [g + more for g, more in zip(grads, slope.grads, strict=True)]
+        value = (size.square() if squared else size).mean()
+        return Slope(value, value, tuple(grads))
+
+    def _input_gradient(self, loss: ImageLoss, x: Tensor, y: Tensor, noise: Sequence[Tensor], train: bool) -> Tensor:
+        """(B,3,H,W), of the sum of the images' losses."""
+        x = x.detach().requires_grad_()
+        self.net.train(train)
+        with only((), self.net), buffers_kept(self.net):
+            (gradient,) = torch.autograd.grad(loss(self.net, x, y, *noise).sum(), x)
+        self.net.train()
+        return gradient
 
     @contextmanager
     def shifted(self, parameters: Sequence[nn.Parameter], direction: Sequence[Tensor], t: float) -> Iterator[None]:
@@ -251,6 +304,25 @@ class Engine:
         finally:
             with torch.no_grad():
                 torch._foreach_copy_(list(parameters), kept)
+
+    @contextmanager
+    def calibrated(self, images: Iterable[Tensor], w: Weights | None = None) -> Iterator[None]:
+        """Within, BN's running statistics are the means over batches of `images` (B,3,H,W) with the weights `w`: those
+        of a sub-network. Then they are put back."""
+        w = self._weights(w).detach()
+        bns = [m for m in self.net.modules() if isinstance(m, nn.BatchNorm2d)]
+        momenta = [bn.momentum for bn in bns]
+        with buffers_kept(self.net):
+            try:
+                for k, x in enumerate(images, 1):
+                    for bn in bns:
+                        bn.momentum = 1 / k
+                    with torch.no_grad():
+                        self.net.train()(x, w)
+            finally:
+                for bn, momentum in zip(bns, momenta, strict=True):
+                    bn.momentum = momentum
+            yield
 
     # --- measurements
 
@@ -275,3 +347,37 @@ class Engine:
                 total += vulnerability(self.net, x, x_adv, w)[0] * len(y)
             count += len(y)
         return Measured(clean.loss, clean.accuracy, adversarial.loss, adversarial.accuracy, float(total) / count)
+
+    # --- a phase without gradients
+
+    def candidates(
+        self,
+        n: int,
+        sample: Callable[[torch.Generator], C],
+        score: Callable[[C], float | None],
+        told: Callable[[C], Any],
+    ) -> list[tuple[C, float]]:
+        """`n` candidates, the best first: each drawn by `sample`, and scored by `score`, higher is better; None is
+        for one that is not good enough to be scored.
+
+        The number of a candidate decides what is drawn for it, and each has its line in the log, with what is `told`
+        of it: a search that is resumed goes on after the last one.
+        """
+        done = {e["number"]: e["score"] for e in self._logged() if e.get("event") == "candidate"}
+        found: list[tuple[C, float]] = []
+        with self.console.bar("candidates", n) as advance:
+            for number in range(n):
+                reseed(self.settings.seed, CANDIDATES, number)
+                candidate = sample(torch.Generator().manual_seed(torch.initial_seed()))
+                if number not in done:
+                    done[number] = score(candidate)
+                    if self.run is not None:
+                        self.run.log(event="candidate", number=number, score=done[number], candidate=told(candidate))
+                value = done[number]
+                if value is not None:
+                    found.append((candidate, value))
+                advance(1)
+        return sorted(found, key=lambda pair: -pair[1])
+
+    def _logged(self) -> list[dict[str, Any]]:
+        return [] if self.run is None else read_log(self.run.folder)

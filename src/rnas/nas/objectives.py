@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -37,6 +37,37 @@ class ArchitectureLoss:
         """`x` (B,3,H,W), `y` (B,), the noise of the step; tells logits (B,classes)."""
         logits = passed(net, x, self.precision, noise)
         return F.cross_entropy(logits, y), logits
+
+
+class ImageLoss(Hashable, Protocol):
+    """A frozen dataclass: losses of images, one by one. In train mode BN ties them together all the same."""
+
+    def __call__(self, net: nn.Module, /, x: Tensor, y: Tensor, *noise: Tensor) -> Tensor:
+        """(B,), from `x` (B,3,H,W), `y` (B,) and the noise of a step."""
+
+
+@dataclass(frozen=True)
+class ImageCrossEntropy:
+    """The cross-entropy of each image, with the weights that the method has."""
+
+    precision: Precision = FP32
+
+    def __call__(self, net: nn.Module, /, x: Tensor, y: Tensor, *noise: Tensor) -> Tensor:
+        return F.cross_entropy(passed(net, x, self.precision, noise), y, reduction="none")
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """Σ_b c_b ℓ_b of an image loss ℓ."""
+
+    loss: ImageLoss
+
+    def __call__(
+        self, net: nn.Module, x: Tensor, y: Tensor, coefficients: Tensor, *noise: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`coefficients` (B,); tells the sum itself."""
+        value = (coefficients * self.loss(net, x, y, *noise)).sum()
+        return value, value
 
 
 @dataclass(frozen=True)

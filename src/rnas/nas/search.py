@@ -139,6 +139,7 @@ def search(settings: Search, console: Console | None = None, method: type[Method
 
     facts = {**fingerprint(data), **of_method, "precision": engine.precision.name}
     run = Run.open(settings.out, settings, resume=settings.resume, device=hardware(device), facts=facts)
+    engine.run = run
     saved = checkpoint.load(run.folder)
     if saved is None:
         state.remember()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from rnas.errors import RnasError
 from rnas.graphs import PROJECTION as PROJECTION_STEP
-from rnas.nas.engine import PROJECTION, Batch, Engine, Measured
+from rnas.nas.engine import PROJECTION, Batch, Engine, Measured, Slope
 from rnas.nas.methods.base import Alphas, Cost, Fields, Method, adam
 from rnas.nas.objectives import Vulnerability, passed
 from rnas.nas.projection import ROUND, project
@@ -95,12 +95,13 @@ class Rnas(Method):
             return {"phase": "search", **UNPROJECTED}
         return {"phase": "search", **self.project(engine, self.bound, engine.iterations - half)}  # Step 2, lines 8-12
 
-    def descend_alphas(self, engine: Engine, x: Tensor, y: Tensor) -> None:
+    def descend_alphas(self, engine: Engine, x: Tensor, y: Tensor) -> Slope:
         """α down L_val + L_val^adv (Eq. 8), or L_val^adv alone (line 5)."""
         objective = ValidationLoss(self.settings.arch_loss == "clean+adv", engine.precision)
         slope = engine.slope(objective, (x, engine.adversarial(x, y), y), self.parameters())
         engine.descend(slope, self.parameters(), engine.optimiser)
         engine.saw_architecture(slope, y)
+        return slope
 
     def project(self, engine: Engine, bound: float, steps: int) -> Fields:
         """α to the nearest α_p with F(α_p) ≤ H (Eq. 9), θ fixed.
