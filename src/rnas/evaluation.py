@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rnas.attacks import PGD, Progress, run_attacks
+from rnas.attacks import PGD, Progress, run_attacks, trust
 from rnas.attacks.evaluation import attack_named
 from rnas.attacks.norms import Norm
 from rnas.attacks.state import begun
@@ -28,7 +28,7 @@ from rnas.files import read_json, write_json
 from rnas.frozen import Model
 from rnas.nets.saved import META, find_model, load_model
 from rnas.precision import full_precision
-from rnas.runs import SETTINGS, check_evaluation, read_masks, training_of, write_arrays
+from rnas.runs import SETTINGS, UNBOUNDED, check_evaluation, read_masks, training_of, union, write_arrays
 from rnas.settings import Evaluate
 from rnas.steps import choose_device, load_data, load_test_data
 
@@ -50,6 +50,12 @@ def _figure(mask: Mask) -> dict[str, Any]:
     """An accuracy with its interval, from a mask of what is still right."""
     right, n = int(mask.sum()), len(mask)
     return {"accuracy": right / n, "interval": list(wilson(right, n))}
+
+
+def _union(masks: dict[str, Mask]) -> dict[str, Any]:
+    """The summary's entry of all bounded attacks together, if there is one of them."""
+    withstood = union(masks)
+    return {} if withstood is None else {"union": _figure(withstood)}
 
 
 def _sha256(*tensors: Tensor) -> str:
@@ -93,22 +99,25 @@ def evaluate(
     """Attack any callable `model` on images `x` (N,3,H,W) in [0,1] with labels `y` (N,).
 
     `attacks` are names as in `rnas evaluate --attacks`. With `state`, a folder, an evaluation that was cut off
-    continues there. Accuracies carry 95 % Wilson intervals. RnasError for bad input, before the first attack.
+    continues there. Accuracies carry 95 % Wilson intervals; "chance" is the accuracy of always answering the largest
+    class, and "union" that under all attacks bounded by `eps` together. RnasError for bad input, before the first
+    attack.
     """
     found = run_attacks(
         model, x, y, attacks, eps=eps, norm=norm, seed=seed, batch_size=batch_size, state=state, progress=progress
     )
     attacked = {name: mask for name, mask in found.masks.items() if name != "clean"}
     summary = {
-        "eps": eps,
+        "eps": float(eps),
         "norm": norm,
         "n": len(y),
-        "seed": seed,
+        "seed": int(seed),
         "images_sha256": _sha256(x, y),
+        "chance": trust.chance(y.cpu().numpy()),
         "warnings": list(found.warnings),
         "clean": _figure(found.masks["clean"]),
         "attacks": {name: {**_figure(mask), "seconds": found.seconds[name]} for name, mask in attacked.items()},
-        "union": _figure(np.logical_and.reduce([found.masks["clean"], *attacked.values()])),
+        **_union(found.masks),
     }
     return Result(summary, dict(found.masks))
 
@@ -203,12 +212,19 @@ def _joined(
     """A result with what an earlier evaluation of the same kind found by other attacks."""
     kept = {name: found[name] for name in earlier["attacks"] if name not in masks and name in found}
     masks = {**masks, **kept}
+    attacks = {name: {**earlier["attacks"][name], **_figure(mask)} for name, mask in kept.items()}
+    answered = {_black_box_wins(found)} - {_black_box_wins(masks)}  # it asked for attacks that have been run since
+    warnings = [*(w for w in earlier.get("warnings", []) if w not in answered), *summary["warnings"]]
     return {
-        **summary,
-        "attacks": {**{name: earlier["attacks"][name] for name in kept}, **summary["attacks"]},
-        "union": _figure(np.logical_and.reduce(list(masks.values()))),
-        "warnings": list(dict.fromkeys([*earlier.get("warnings", []), *summary["warnings"]])),
+        **{key: value for key, value in summary.items() if key != "union"},
+        "attacks": {**attacks, **summary["attacks"]},
+        **_union(masks),
+        "warnings": list(dict.fromkeys(warnings)),
     }, masks
+
+
+def _black_box_wins(masks: dict[str, Mask]) -> str | None:
+    return trust.black_box_wins({name: (masks["clean"], mask) for name, mask in masks.items() if name != "clean"})
 
 
 def _put_aside(folder: Path, console: Console) -> None:
@@ -323,10 +339,12 @@ def _save_examples(folder: Path, model: torch.nn.Module, x: Tensor, y: Tensor, e
 
 def _lines(name: str, summary: dict[str, Any]) -> list[str]:
     """The result as lines to print: one an attack, then the warnings."""
-    rows = {"clean": summary["clean"], **summary["attacks"], "union": summary["union"]}
+    rows = {"clean": summary["clean"], **summary["attacks"], **{k: summary[k] for k in ("union",) if k in summary}}
     lines = [
         f"{name}, {key}: {row['accuracy']:.1%} ({low:.1%} to {high:.1%}, n = {summary['n']})"
+        + (", at any distance: ε does not bound it, and no union counts it" if key in UNBOUNDED else "")
         for key, row in rows.items()
         for low, high in [row["interval"]]
     ]
+    lines.append(f"{name}, chance: {summary['chance']:.1%} (always the largest class)")
     return lines + [f"warning: {warning}" for warning in summary["warnings"]]

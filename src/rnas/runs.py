@@ -23,6 +23,8 @@ from rnas.settings import Search, Source, identity
 
 SETTINGS, ENVIRONMENT, LOG = "settings.json", "environment.json", "log.jsonl"
 Record = dict[str, Any]
+UNBOUNDED = ("cw-l2",)
+"""Attacks that ε does not bound. A union is of attacks in one ball: it leaves them out, and they stand beside it."""
 
 
 class Trained(NamedTuple):
@@ -181,6 +183,9 @@ def check_evaluation(evaluation: Record, path: Path) -> None:
         for share in (*interval, *([] if accuracy is None else [accuracy])):
             if type(share) not in (int, float) or not -1e-9 <= share <= 1 + 1e-9:
                 raise RnasError(f"{where}: {share!r} is no accuracy: expected a number from 0 to 1")
+    chance = number(evaluation, "chance", where=str(path))
+    if evaluation.get("chance") is not None and (chance is None or not 0 < chance <= 1):
+        raise RnasError(f"{path}: chance is {evaluation['chance']}: expected a share, above 0 and at most 1")
     for key in ("n", "eps"):
         value = number(evaluation, key, where=str(path))
         if evaluation.get(key) is not None and (value is None or not 0 <= value < 1e15):
@@ -218,6 +223,14 @@ def read_masks(path: Path) -> tuple[dict[str, NDArray[np.bool_]], NDArray[np.int
     ):
         raise RnasError(f"{path} is damaged: labels are not one class number for each image")
     return masks, labels
+
+
+def union(masks: Mapping[str, NDArray[np.bool_]]) -> NDArray[np.bool_] | None:
+    """Which images are right and withstand every bounded attack in `masks` (its "clean" included); None without one."""
+    if all(name == "clean" or name in UNBOUNDED for name in masks):
+        return None
+    withstood: NDArray[np.bool_] = np.logical_and.reduce([m for name, m in masks.items() if name not in UNBOUNDED])
+    return withstood
 
 
 def environment(device: str, seed: int | None) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rnas.attacks.apgd import APGD
 from rnas.attacks.base import Attack, checked
-from rnas.attacks.checks import check_threat
+from rnas.attacks.checks import check_threat, plain_numbers
 from rnas.attacks.fab import FAB
 from rnas.attacks.losses import correct
 from rnas.attacks.noise import derived_seed
@@ -54,6 +54,7 @@ class AutoAttack:
     seed: int | None = None
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         check_threat(self.eps, self.norm)
 
     def perturb(self, net: Model, x: Tensor, y: Tensor) -> Tensor:

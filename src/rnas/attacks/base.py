@@ -7,10 +7,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from rnas.attacks.checks import answer, check_gradient, check_images, check_logits
+from rnas.attacks.checks import check_gradient, check_images
+from rnas.attacks.foreign import opened
 from rnas.attacks.losses import correct
-from rnas.frozen import Model, frozen, unfolded
-from rnas.precision import full_precision
+from rnas.frozen import Model
 
 
 class Attack(Protocol):
@@ -24,16 +24,16 @@ class Attack(Protocol):
         ...
 
     def __call__(self, model: Model, x: Tensor, y: Tensor) -> Tensor:
-        """`perturb`, after checking its inputs with one forward pass and freezing `model`. RnasError on bad input."""
+        """`perturb`, after checking its inputs with forward passes and freezing `model`. RnasError on bad input."""
         ...
 
 
 def checked(attack: Attack, model: Model, x: Tensor, y: Tensor) -> Tensor:
     """The `__call__` of every attack: in full precision, whatever precision the caller has chosen."""
-    check_images(x, y)
-    with torch.inference_mode(False), full_precision(), unfolded(model) as plain, frozen(model) as net:
+    x = check_images(x, y)
+    with torch.inference_mode(False):
         x, y = x.detach().clone(), y.to(x.device, copy=True)
-        check_logits(answer(plain, x), y)
+    with opened(model, x, y) as (plain, net):
         if needs_gradient(attack):
             check_gradient(plain, x, type(attack).__name__)
         return confirmed(attack, plain, net, x, y)

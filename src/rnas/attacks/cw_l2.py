@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rnas.attacks.base import checked
-from rnas.attacks.checks import check_positive
+from rnas.attacks.checks import check_positive, plain_numbers
 from rnas.attacks.losses import correct, margin
 from rnas.attacks.norms import distance
 from rnas.frozen import Model
@@ -29,6 +29,7 @@ class CWL2:
     lr: float = 0.01
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         check_positive("CWL2", c=self.c, steps=self.steps, lr=self.lr)
 
     def perturb(self, net: Model, x: Tensor, y: Tensor) -> Tensor:

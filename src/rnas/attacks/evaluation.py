@@ -25,17 +25,20 @@ from rnas.attacks.checks import (
     check_logits,
     check_threat,
     missing_gradient,
+    whole,
 )
 from rnas.attacks.cw_l2 import CWL2
+from rnas.attacks.foreign import opened
 from rnas.attacks.gradient import CW, FGSM, PGD
 from rnas.attacks.losses import correct
 from rnas.attacks.noise import derived_seed
 from rnas.attacks.norms import Norm, distance
 from rnas.attacks.state import BROKEN, NAN, PROBED, STANDING, UNKNOWN, Mask, Table, digest, identify
 from rnas.errors import RnasError, unknown
-from rnas.frozen import Model, frozen, unfolded
-from rnas.precision import full_precision
+from rnas.frozen import Model
+from rnas.runs import UNBOUNDED
 
+CHECKED = 8  # images that a model is asked about before everything else
 Progress = Callable[[str, int, int, int, float], None]
 """Called after every batch: attack ("aa/fab-t" within AutoAttack), images done, images to do, survivors, seconds."""
 
@@ -104,7 +107,7 @@ def run_attacks(
     for, an answer that is not logits, NaN, no gradients (only square does without), an impossible ε, too few classes, a
     `state` of another evaluation.
     """
-    check_threat(eps, norm)
+    eps = check_threat(eps, norm)
     if isinstance(names, str):
         raise RnasError(f"attacks is '{names}': expected a list of names, such as ['{names}']")
     if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
@@ -112,18 +115,22 @@ def run_attacks(
     for name in names:
         if name != "aa":
             attack_named(name, eps, norm)
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise RnasError(f"batch size is {batch_size}: expected 1 or more images")
+    seed, batch_size = whole("seed", seed), whole("batch size", batch_size, 1)
     if not callable(model):
         raise RnasError(f"the model is a {type(model).__name__}: expected a callable, such as rnas.load of a folder")
-    check_images(x, y)
-    x = x.detach()
-    with torch.inference_mode(False), full_precision(), unfolded(model) as plain, frozen(model) as net:
-        run = _Run(plain, net, x, y, eps, norm, seed, batch_size, _device(model, x))
-        clean, classes = run.clean()
+    x = check_images(x, y)
+    device, some = _device(model, x), min(batch_size, CHECKED)
+    with (
+        torch.inference_mode(False),
+        opened(model, x[:some].to(device, copy=True), y[:some].to(device, copy=True)) as (plain, net),
+    ):
+        run = _Run(plain, net, x, y, eps, norm, seed, batch_size, device)
+        predicted, classes = run.predictions()
+        clean = predicted == y.cpu().numpy()
         run.check_attacks(names, classes)
         identity = {} if state is None else run.identity(model)
         table = Table.open(None if state is None else Path(state), identity, len(x))
+        warnings = run.doubts()
         masks, seconds = {"clean": clean}, dict.fromkeys(names, 0.0)
         for name in seconds:
             masks[name] = clean.copy()
@@ -132,7 +139,9 @@ def run_attacks(
                 run.attack(part, where, table, _within(progress, name, seconds[name]))
                 seconds[name] += table.seconds(part, where)
                 masks[name] &= table.mask(part)
-        warnings = run.warnings(masks, table) if clean.any() else ["the model classifies no image correctly"]
+        warnings += (
+            run.warnings(masks, table, predicted) if clean.any() else ["the model classifies no image correctly"]
+        )
         if "aa" in names and classes < 3:
             warnings.append("AutoAttack's APGD-T needs 3 classes (DLR loss): APGD on the margin took its place")
     return Evaluation(masks, seconds, warnings)
@@ -172,15 +181,15 @@ class _Run:
         (indices,) = where.nonzero()
         return (indices[i : i + self.batch_size] for i in range(0, len(indices), self.batch_size))
 
-    def clean(self) -> tuple[Mask, int]:
-        """Which images the model gets right, and its number of classes. RnasError on anything but logits."""
-        mask, classes = np.zeros(len(self.x), dtype=bool), 0
+    def predictions(self) -> tuple[NDArray[np.int64], int]:
+        """The model's answer (N,) to every image, and its number of classes. RnasError on anything but logits."""
+        predicted, classes = np.zeros(len(self.x), dtype=np.int64), 0
         for indices in self.batches(np.ones(len(self.x), dtype=bool)):
             x, y = self.batch(indices)
             logits = check_logits(answer(self.plain, x), y)
-            mask[indices] = correct(logits, y).cpu().numpy()
+            predicted[indices] = logits.argmax(1).cpu().numpy()
             classes = logits.shape[1]
-        return mask, classes
+        return predicted, classes
 
     def check_attacks(self, names: Sequence[str], classes: int) -> None:
         """RnasError if one of the attacks `names` is not defined for such a model."""
@@ -226,21 +235,31 @@ class _Run:
         fell, answered = torch.stack([broken, finite]).cpu().numpy()
         return np.where(fell, np.where(answered, BROKEN, NAN), STANDING)
 
-    def warnings(self, masks: dict[str, Mask], table: Table) -> list[str]:
+    def doubts(self) -> list[str]:
+        """Whether the model has one answer to an image: asked before the attacks, which work on that assumption."""
+        x, _ = self.first(max(min(self.batch_size // 2, CHECKED), 1))
+        doubt = trust.randomised(self.plain, x) or trust.depends_on_neighbours(self.plain, x)
+        return [] if doubt is None else [doubt]
+
+    def warnings(self, masks: dict[str, Mask], table: Table, predicted: NDArray[np.int64]) -> list[str]:
         """The self-checks, on the first images that are classified correctly."""
+        if not masks["clean"].any():
+            return ["the model classifies no image correctly"]
         x, y = self.batch(np.flatnonzero(masks["clean"])[: min(self.batch_size, trust.IMAGES)])
         # cw-l2 has no radius: what holds within ε may well fall to it.
-        standing = np.logical_and.reduce([mask for name, mask in masks.items() if name != "cw-l2"])
+        standing = np.logical_and.reduce([mask for name, mask in masks.items() if name not in UNBOUNDED])
         survivors = self.batch(np.flatnonzero(standing)[: min(self.batch_size, trust.IMAGES)])
+        labels = self.y.cpu().numpy()
+        one_class = trust.answers_one_class(predicted, labels)
         found = [
+            one_class or trust.not_above_chance(predicted, labels),
             trust.softmaxed(self.plain, x),
-            trust.randomised(self.plain, x),
             trust.answers_nan(table.nans()),
             trust.black_box_wins(table.known()),
         ]
         if missing := missing_gradient(self.plain, x):
             found.append(f"white-box attacks were impossible, for {missing}: this figure is an upper bound")
-        else:
+        elif not one_class:  # of which gradients that vanish and survivors that nothing moves are only the consequence
             found.append(trust.vanishing_gradients(self.net, x, y))
             found.append(trust.insensitive_to_eps(numeric(self.net), *survivors, eps=self.eps, norm=self.norm))
         return [warning for warning in found if warning is not None]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rnas.attacks.base import checked
 from rnas.attacks.batching import survivors_only, without_fallen
-from rnas.attacks.checks import check_positive, check_threat
+from rnas.attacks.checks import check_positive, check_threat, plain_numbers
 from rnas.attacks.losses import correct, of, ranked
 from rnas.attacks.noise import normal, uniform
 from rnas.attacks.norms import Norm, distance, unit
@@ -40,6 +40,7 @@ class FAB:
     """Most images in one pass while few are left; by default 64 on a CPU (`batching.row_limit`)."""
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         check_threat(self.eps, self.norm)
         check_positive(
             "FAB",

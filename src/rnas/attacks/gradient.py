@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rnas.attacks.base import checked
-from rnas.attacks.checks import check_positive, check_threat
+from rnas.attacks.checks import check_positive, check_threat, plain_numbers
 from rnas.attacks.losses import LOSSES, Loss, correct
 from rnas.attacks.norms import Norm, project, random_point, steepest
 from rnas.errors import unknown
@@ -34,6 +34,7 @@ class FGSM:
     norm: Norm = "linf"
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         check_threat(self.eps, self.norm)
         _check_loss(self.loss)
 
@@ -66,6 +67,7 @@ class PGD:
     seed: int | None = None
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         check_threat(self.eps, self.norm)
         check_positive("PGD", step=self.step, steps=self.steps)
         _check_loss(self.loss)
@@ -112,6 +114,7 @@ class CW:
     seed: int | None = None
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         self._pgd()
 
     def _pgd(self) -> PGD:

@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 
 from rnas.attacks.base import checked
 from rnas.attacks.batching import row_limit
-from rnas.attacks.checks import check_positive, check_threat
+from rnas.attacks.checks import check_positive, check_threat, plain_numbers
 from rnas.attacks.losses import correct, margin
 from rnas.attacks.noise import derived_seed, uniform
 from rnas.attacks.norms import Norm, l2, unit
@@ -44,6 +44,7 @@ class Square:
     black_box: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         check_threat(self.eps, self.norm)
         check_positive("Square", queries=self.queries, p_init=self.p_init, restarts=self.restarts)
         if self.p_init > 1:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from rnas.errors import RnasError
 from rnas.report.read import NetworkPart, read_parts
 from rnas.report.words import attack_name
+from rnas.runs import UNBOUNDED
 
 Mask = NDArray[np.bool_]
 
@@ -62,8 +63,8 @@ def paired_interval(only_a: int, only_b: int, n: int, z: float = 1.9599639845400
 
 
 def compare(runs: Sequence[Path]) -> list[Comparison]:
-    """Every two of the evaluated networks in `runs`, under every attack that both faced, and under the union of these
-    attacks. A folder of `rnas run` may stand for several networks.
+    """Every two of the evaluated networks in `runs`, under every attack that both faced, and under the union of those
+    that ε bounds. A folder of `rnas run` may stand for several networks.
 
     RnasError if fewer than two evaluations are found, or if they are not of the same images under the same threat."""
     networks = [p for p in read_parts(runs) if isinstance(p, NetworkPart) and p.evaluation is not None]
@@ -83,8 +84,9 @@ def compare_networks(networks: Sequence[NetworkPart]) -> list[Comparison]:
         if "clean" in a.masks and "clean" in b.masks:
             made.append(_compare("clean", a, b, a.masks["clean"], b.masks["clean"]))
         made += [_compare(name, a, b, a.masks[name], b.masks[name]) for name in attacks]
-        if len(attacks) > 1:
-            made.append(_compare("union", a, b, *(_survivors(part, attacks) for part in (a, b))))
+        bounded = [name for name in attacks if name not in UNBOUNDED]
+        if len(bounded) > 1:
+            made.append(_compare("union", a, b, *(_survivors(part, bounded) for part in (a, b))))
     return _holm(made)
 
 
