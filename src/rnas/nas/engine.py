@@ -116,7 +116,7 @@ class Engine:
         self.precision = choose_precision(self.settings.precision)
         self.generator = torch.Generator()
         """For a method's noise: on the CPU, seeded for every epoch."""
-        self.epoch = 0
+        self.epoch = self.steps = 0
         self.run: Run | None = None
         """Where the search is written, once it is open."""
 
