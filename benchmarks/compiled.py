@@ -26,6 +26,8 @@ from benchmarks.timing import add_options, clock, fits, interleaved, machine, me
 from rnas.frozen import Model, frozen
 from rnas.nets.derived import DerivedNetwork
 from rnas.nets.fast_kernels import arranged_for
+from rnas.nets.space import uniform
+from rnas.nets.supernet import Supernet
 from rnas.nets.zoo import build
 from rnas.precision import Precision, full_precision
 from rnas.steps import choose_precision
@@ -33,10 +35,22 @@ from rnas.steps import choose_precision
 PASSES = ("weight", "attack")
 
 
+class Uniform(nn.Module):
+    """A supernet with as much of each operation as of any other."""
+
+    def __init__(self, net: Supernet):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.net(x, uniform(self.net.shape, x.device))
+        return logits
+
+
 def network(name: str, cells: int) -> nn.Module:
     """A member of the zoo, cell networks with `cells` cells; or the supernet."""
     if name == "supernet":
-        return Steps("fast", 1, "cpu", Precision()).net
+        return Uniform(Steps("fast", 1, "cpu", Precision()).net)
     torch.manual_seed(0)
     net = build(name, classes=10)
     return build(name, classes=10, cells=cells) if isinstance(net, DerivedNetwork) else net

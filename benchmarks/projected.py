@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from rnas.methods.projection import ROUND
-from rnas.settings import Search, Train
+from rnas.nas.methods.rnas import Settings as Search
+from rnas.nas.projection import ROUND
+from rnas.settings import Train
 
 IMAGES = 50_000  # of CIFAR-10's training set
 PAPERS_SEARCH = Search(out=Path())

@@ -59,13 +59,16 @@ from rnas.attacks import PGD
 from rnas.attacks.norms import project, steepest
 from rnas.frozen import unfolded
 from rnas.graphs import ALPHAS, WEIGHTS, forget
-from rnas.methods.rnas import Rnas
+from rnas.nas.engine import Engine, Halves
+from rnas.nas.methods.rnas import Rnas, Settings, ValidationLoss
 from rnas.nets import fast
 from rnas.nets.count import macs
 from rnas.nets.fast import FastSupernet
+from rnas.nets.space import uniform
 from rnas.nets.supernet import Supernet
+from rnas.objectives import CrossEntropy
 from rnas.precision import Precision, full_precision
-from rnas.settings import Search, SearchSpace
+from rnas.settings import SearchSpace
 from rnas.steps import choose_precision, craft, differentiated
 from rnas.vulnerability import network_vulnerability
 
@@ -85,8 +88,12 @@ class Steps:
         torch.manual_seed(0)
         self.precision = precision
         kind = FastSupernet if variant == "fast" else Supernet
-        self.net = kind(SearchSpace(), 10).to(device)
-        self.thetas, self.alphas = self.net.thetas, self.net.alphas
+        self.net = kind(SearchSpace(), 10)
+        self.method = Rnas(Settings(out=Path(), precision=precision.name))
+        self.method.begin(self.net.shape)
+        self.net.architecture = self.method
+        self.net.to(device)
+        self.thetas, self.alphas = self.net.thetas, list(self.method.parameters())
         self.published = variant == "published"
         self.x = torch.rand(batch_size, 3, image_size, image_size, device=device)
         self.x_adv = (self.x + 8 / 255 * torch.randn_like(self.x).sign()).clamp(0, 1)
@@ -109,7 +116,7 @@ class Steps:
         for p in self.alphas:
             p.requires_grad_(self.published or step != "pgd")
         if step == "pgd":
-            return partial(self.pgd, self.fold() if isinstance(self.net, FastSupernet) else self.net)
+            return partial(self.pgd, self.fold() if isinstance(self.net, FastSupernet) else self.with_weights)
         run: Callable[[], object] = getattr(self, step)
         return run
 
@@ -117,23 +124,28 @@ class Steps:
         """What an attack of the fast supernet runs on."""
         assert isinstance(self.net, FastSupernet)
         with self.precision.autocast(self.x.device):
-            return self.net.frozen_view()
+            return self.net.frozen_view(self.method.weights())
+
+    def with_weights(self, x: Tensor) -> Tensor:
+        """Logits of a pass."""
+        return self.net(x, self.method.weights())
 
     def as_chosen(self, step: str) -> Callable[[], object]:
         """The step as a search takes it on a GPU: launched, or recorded where that is quicker (`rnas.graphs`)."""
         self.prepare(step)
         if step == "pgd":
             attack = PGD(steps=ATTACK_STEPS)
-            return partial(craft, attack, self.net, self.x, self.y, self.precision)
+            return partial(craft, attack, self.net, self.x, self.y, self.precision, self.method.weights().detach())
         if step == "projection":
-            method = Rnas(self.net, PGD(), Search(out=Path(), precision=self.precision.name))
-            return partial(method.sloped, self.x, self.x_adv)
+            engine = Engine(self.method, PGD(), Halves(None, None, 0, self.method.settings, self.x.device))  # type: ignore[arg-type]
+            engine.net = self.net
+            return partial(self.method.slope_of_f, engine, self.x, self.x_adv)
         if step == "alpha":
-            kind, wanted, loss = ALPHAS, self.alphas, self.losses_on_both
-        else:
-            kind, wanted, loss = WEIGHTS, self.thetas, self.loss_on_adversarial
-        inputs = self.x, self.x_adv, self.y
-        return partial(differentiated, kind, loss, self.net, (step, self.precision), inputs, wanted)
+            inputs = self.x, self.x_adv, self.y
+            return partial(differentiated, ALPHAS, ValidationLoss(True, self.precision), self.net, inputs, self.alphas)
+        weights = self.method.weights().detach()
+        inputs = self.x_adv, self.y, weights
+        return partial(differentiated, WEIGHTS, CrossEntropy(self.precision), self.net, inputs, self.thetas)
 
     def loss_on_adversarial(self, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """What a weight step descends on, and logits."""
@@ -146,7 +158,7 @@ class Steps:
         return F.cross_entropy(self.logits(x), y) + F.cross_entropy(logits, y), logits
 
     def logits(self, x: Tensor) -> Tensor:
-        return self.precision.of(self.net)(x)
+        return self.precision.of(self.net)(x, self.method.weights())
 
     def pgd(self, model: Callable[[Tensor], Tensor]) -> Tensor:
         x_adv = self.x_adv.clone().requires_grad_()
@@ -162,7 +174,7 @@ class Steps:
 
     def projection(self) -> None:
         with self.precision.autocast(self.x.device):
-            clean, adversarial = (self.net.forward_cells(x)[1] for x in (self.x, self.x_adv))
+            clean, adversarial = (self.net.forward_cells(x, self.method.weights())[1] for x in (self.x, self.x_adv))
         self._differentiate(network_vulnerability(clean, adversarial), self.alphas)
 
 
@@ -252,12 +264,12 @@ def floor(batch_size: int, device: str, precision: Precision) -> dict[str, Any]:
 
     hooks = [m.register_forward_hook(count) for m in net.modules() if isinstance(m, nn.Conv2d)]
     with torch.no_grad(), unfolded(net) as model:
-        model(torch.zeros(1, 3, 32, 32, device=device))
+        model(torch.zeros(1, 3, 32, 32, device=device), uniform(net.shape, device))
     for hook in hooks:
         hook.remove()
     rate = rates(device, torch.bfloat16 if precision.bf16 else torch.float32)
-    flop, byte = 2 * macs(net) * batch_size, touched * batch_size
-    out: dict[str, Any] = {"rates": rate, "multiply_adds_per_image": macs(net)}
+    flop, byte = 2 * macs(net, 32, uniform(net.shape, device)) * batch_size, touched * batch_size
+    out: dict[str, Any] = {"rates": rate, "multiply_adds_per_image": macs(net, 32, uniform(net.shape, device))}
     for step, passes in PASSES.items():
         out[step] = {
             "gflop": passes * flop / 1e9,

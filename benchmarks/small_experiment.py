@@ -30,13 +30,14 @@ from rnas.data.dataset import stratified
 from rnas.evaluation import wilson
 from rnas.files import read_json, replacing, write_json
 from rnas.genotype import Genotype, architecture_from_json
+from rnas.nas.methods.rnas import Settings as Search
+from rnas.nas.search import GENOTYPE, search
 from rnas.nets import zoo
 from rnas.nets.count import macs, parameters
 from rnas.nets.handmade import resnet18
 from rnas.report.compare import mcnemar, paired_interval
 from rnas.runs import write_arrays
-from rnas.search import GENOTYPE, search
-from rnas.settings import Search, SearchSpace, Source, Train
+from rnas.settings import SearchSpace, Source, Train
 from rnas.train import fit
 
 PUBLISHED = ("RNAS-L", "RNAS-H", "DARTS", "PC-DARTS", "AdvRush")

@@ -14,10 +14,11 @@ from benchmarks import compiled, data, depthwise, kept_memory, profiled, search_
 from benchmarks.projected import duration, search_seconds, training_seconds
 from benchmarks.timing import interleaved, median, program, ratio
 
+from rnas.nas.methods.rnas import Settings as Search
 from rnas.nets.count import macs
 from rnas.nets.zoo import build
 from rnas.precision import Precision
-from rnas.settings import Perturbation, Search, SearchSpace
+from rnas.settings import Perturbation, SearchSpace
 
 
 @pytest.fixture(autouse=True)

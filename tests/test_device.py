@@ -17,11 +17,10 @@ from torch import Tensor
 from rnas import checkpoint
 from rnas.attacks import CW, FGSM, PGD
 from rnas.frozen import _Fast
-from rnas.methods.rnas import Rnas
 from rnas.nets.fast import FastSupernet
 from rnas.nets.zoo import build
-from rnas.settings import Search, SearchSpace
-from rnas.steps import Running, weight_step
+from rnas.settings import SearchSpace
+from supernets import given, searching, weight_step
 
 META = torch.device("meta")
 
@@ -44,19 +43,18 @@ def test_a_value_cannot_be_read_there() -> None:
 
 
 @pytest.mark.parametrize("save_memory", [False, True])
-def test_a_search_never_waits_for_the_device(save_memory: bool) -> None:
+def test_a_search_never_waits_for_the_device(save_memory: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     net, (x, y) = supernet(), images()
     net.save_memory(save_memory)
-    method = Rnas(net, PGD(), Search(out=Path()))
-    optimizer = torch.optim.SGD(net.thetas, 0.01, momentum=0.9, weight_decay=3e-4)
-    running = Running(META)
+    monkeypatch.setattr("rnas.nas.engine.check_finite", lambda *_: None)  # it reads the loss: once a step
+    with META:
+        engine = searching(net)
     for _ in range(2):
-        running.add(*weight_step(net, net.thetas, optimizer, method.attack, x, y, clip=5.0), y)
-        running.add(*method.arch_step(x, y), y)
-        gradients = torch.autograd.grad(method.vulnerability(x, x), net.alphas)
-    assert all(
-        t.device == META for t in [running.sums, *gradients, *(p.grad for p in net.thetas if p.grad is not None)]
-    )
+        engine.descend_weights(engine.adversarial(x, y), y)
+        engine.method.descend_alphas(engine, x, y)
+        _, gradients = engine.method.slope_of_f(engine, x, x)
+    seen = [engine.weights_seen.sums, engine.architecture_seen.sums]
+    assert all(t.device == META for t in [*seen, *gradients, *(p.grad for p in net.thetas if p.grad is not None)])
 
 
 @pytest.mark.parametrize("beta", [None, 6.0], ids=["PGD", "TRADES"])
@@ -74,7 +72,8 @@ def test_training_never_waits_for_the_device(arch: str, beta: float | None, monk
 @pytest.mark.parametrize("attack", [FGSM(), PGD(steps=3), PGD(steps=3, norm="l2"), CW(steps=3)])
 def test_an_attack_never_waits_for_the_device(attack: FGSM | PGD | CW) -> None:
     x, y = images()
-    assert attack.perturb(supernet().eval().frozen_view(), x, y).device == META
+    net = supernet().eval()
+    assert attack.perturb(net.frozen_view(*given(net)), x, y).device == META
 
 
 def test_the_fast_supernet_launches_a_fraction_of_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:

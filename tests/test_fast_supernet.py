@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,14 +14,13 @@ from torch import Tensor, nn
 from rnas.attacks import PGD
 from rnas.frozen import frozen
 from rnas.genotype import OPERATIONS
-from rnas.methods.rnas import Rnas
 from rnas.nets.fast import FastCell, FastSupernet
 from rnas.nets.fast_kernels import depthwise, depthwise_input_grad, depthwise_weight_grad
 from rnas.nets.supernet import Supernet, SupernetCell
 from rnas.precision import full_precision
-from rnas.settings import Search, SearchSpace
-from rnas.steps import craft, weight_step
+from rnas.settings import SearchSpace
 from rnas.vulnerability import network_vulnerability
+from supernets import alphas, searching, weights, with_alphas
 
 SMALL = SearchSpace(cells=4, channels=4, nodes=3)  # normal, reduction, reduction, normal
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
@@ -46,12 +44,12 @@ def pair(
 ) -> tuple[Supernet, FastSupernet]:
     """A plain and a fast supernet with the same random weights, α and running statistics."""
     torch.manual_seed(seed)
-    plain, fast = Supernet(space, 10).to(dtype), FastSupernet(space, 10).to(dtype)
+    plain, fast = with_alphas(Supernet(space, 10)).to(dtype), with_alphas(FastSupernet(space, 10)).to(dtype)
     for module in plain.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1)
             module.running_var.uniform_(0.5, 2)
-    for a in plain.alphas:
+    for a in alphas(plain):
         a.data.normal_()
         if alpha == "one-hot":  # a softmax of (0, …, 0, 60, 0, …, 0) is one up to rounding
             a.data.copy_(60 * F.one_hot(torch.randint(len(space.operations), (len(a),)), len(space.operations)))
@@ -69,7 +67,7 @@ def images(n: int = 3, size: int = 16, dtype: torch.dtype = torch.float64) -> Te
 def everything(net: Supernet, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
     """Outputs and running statistics; and the gradients of a loss on them for the images and every parameter."""
     x = x.clone().requires_grad_()
-    logits, cells = net.forward_cells(x)
+    logits, cells = net.forward_cells(x, weights(net))
     generator = torch.Generator().manual_seed(2)
     loss = torch.zeros((), device=x.device)
     for out in (logits, *cells):
@@ -159,27 +157,26 @@ def test_any_space(
 
 def test_one_seed_gives_both_the_same_start_and_state_dicts_are_interchangeable() -> None:
     torch.manual_seed(5)
-    plain = Supernet(SMALL, 10)
+    plain = with_alphas(Supernet(SMALL, 10))
     torch.manual_seed(5)
-    fast = FastSupernet(SMALL, 10)
+    fast = with_alphas(FastSupernet(SMALL, 10))
     assert list(plain.state_dict()) == list(fast.state_dict())
     assert all(torch.equal(a, b) for a, b in zip(plain.state_dict().values(), fast.state_dict().values(), strict=True))
     assert [n for n, _ in plain.named_parameters()] == [n for n, _ in fast.named_parameters()]
     assert len(plain.thetas) == len(fast.thetas)
     plain.load_state_dict(fast.state_dict())
-    assert plain.genotype() == fast.genotype()
 
 
 @in_both_forms
 def test_a_copy_has_weights_of_its_own() -> None:
     _, fast = pair()
     twin = copy.deepcopy(fast).eval()
-    before = fast.eval()(images()).detach()
+    before = fast.eval()(images(), weights(fast)).detach()
     with torch.no_grad():
         for p in twin.parameters():
             p.mul_(1.5)
-    assert torch.equal(fast(images()), before)
-    assert not torch.allclose(twin(images()), before)
+    assert torch.equal(fast(images(), weights(fast)), before)
+    assert not torch.allclose(twin(images(), weights(twin)), before)
 
 
 @in_both_forms
@@ -188,8 +185,8 @@ def test_two_passes_share_one_backward() -> None:
     gradients = []
     nets = pair()
     for net in nets:
-        clean, adversarial = net.forward_cells(x)[1], net.forward_cells(1 - x)[1]
-        gradients.append(torch.autograd.grad(network_vulnerability(clean, adversarial), net.alphas))
+        clean, adversarial = net.forward_cells(x, weights(net))[1], net.forward_cells(1 - x, weights(net))[1]
+        gradients.append(torch.autograd.grad(network_vulnerability(clean, adversarial), alphas(net)))
     assert_equal(*map(list, gradients), torch.float64)
     assert_equal(*(list(net.buffers()) for net in nets), torch.float64)
 
@@ -200,11 +197,11 @@ def test_only_what_is_wanted_is_differentiated() -> None:
     for net in (plain, fast):
         for p in net.thetas:
             p.requires_grad_(False)
-    loss, fast_loss = (F.cross_entropy(net(images()), torch.tensor([0, 1, 2])) for net in (plain, fast))
+    loss, fast_loss = (F.cross_entropy(net(images(), weights(net)), torch.tensor([0, 1, 2])) for net in (plain, fast))
     fast_loss.backward()
     assert all(p.grad is None for p in fast.thetas)
-    gradients = torch.autograd.grad(loss, plain.alphas)
-    assert_equal(list(gradients), [a.grad for a in fast.alphas if a.grad is not None], torch.float64)
+    gradients = torch.autograd.grad(loss, alphas(plain))
+    assert_equal(list(gradients), [a.grad for a in alphas(fast) if a.grad is not None], torch.float64)
 
 
 @in_both_forms
@@ -221,10 +218,10 @@ def test_frozen_equals_eval_mode_and_leaves_the_network_alone() -> None:
     before = {name: t.clone() for name, t in fast.state_dict().items()}
     x = images().requires_grad_()
     plain_x = images().requires_grad_()
-    with frozen(fast) as view:
+    with frozen(fast, weights(fast)) as view:
         logits = view(x)
         logits.square().sum().backward()
-    expected = plain.eval()(plain_x)
+    expected = plain.eval()(plain_x, weights(plain))
     expected.square().sum().backward()
     assert x.grad is not None
     assert plain_x.grad is not None
@@ -241,14 +238,16 @@ def test_ten_steps_of_search_have_the_same_losses(dtype: torch.dtype, tolerance:
     """The search's own steps, attacks included: the losses of weights and α, and F, of the plain supernet."""
     traces = []
     for net in pair(SearchSpace(cells=3, channels=4, nodes=2), dtype):
-        method = Rnas(net, PGD(steps=2, random_start=False), Search(out=Path()))
-        optimizer = torch.optim.SGD(net.thetas, 0.01, momentum=0.9)
+        alpha = [a.detach().clone() for a in alphas(net)]
+        engine = searching(net, PGD(steps=2, random_start=False))
+        for a, value in zip(engine.method.parameters(), alpha, strict=True):
+            a.data.copy_(value)
         x, y = images(16, 8, dtype), torch.arange(16) % 10
         trace = []
         for _ in range(10):
-            trace.append(weight_step(net, net.thetas, optimizer, method.attack, x[:8], y[:8], clip=5.0)[0].item())
-            trace.append(method.arch_step(x[8:], y[8:])[0].item())
-            trace.append(method.vulnerability(x[8:], craft(method.attack, net, x[8:], y[8:])).item())
+            trace.append(engine.descend_weights(engine.adversarial(x[:8], y[:8]), y[:8]).loss.item())
+            trace.append(engine.method.descend_alphas(engine, x[8:], y[8:]).loss.item())
+            trace.append(engine.method.vulnerability()(net, x[8:], engine.adversarial(x[8:], y[8:]))[1].item())
         traces.append(trace)
     assert traces[0][-3] < traces[0][0]
     assert traces[1] == pytest.approx(traces[0], rel=tolerance)
@@ -259,7 +258,7 @@ def test_one_value_per_channel_is_refused_as_by_torch() -> None:
     plain, fast = pair(SearchSpace(cells=1, channels=2, nodes=1))
     for net in (plain, fast):
         with pytest.raises(ValueError, match="more than"):
-            net.train()(torch.rand(1, 3, 1, 1, dtype=torch.float64))
+            net.train()(torch.rand(1, 3, 1, 1, dtype=torch.float64), weights(net))
 
 
 @settings(max_examples=60, deadline=None)
@@ -310,7 +309,8 @@ def test_an_attack_on_a_gpu_sees_the_plain_supernet(size: int) -> None:
     x = images(3, size, dtype=torch.float32).cuda().requires_grad_()
     with full_precision():
         (logits, gradient), (fast_logits, fast_gradient) = (
-            (out.detach(), *torch.autograd.grad(out.square().sum(), x)) for out in (plain(x), fast.frozen_view()(x))
+            (out.detach(), *torch.autograd.grad(out.square().sum(), x))
+            for out in (plain(x, weights(plain)), fast.frozen_view(weights(fast))(x))
         )
     assert_equal([logits], [fast_logits], torch.float32)
     assert float((gradient - fast_gradient).norm() / gradient.norm()) < 0.02

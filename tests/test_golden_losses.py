@@ -9,11 +9,11 @@ import torch
 
 from rnas.attacks import PGD
 from rnas.data import batches, load
-from rnas.methods.rnas import Rnas
 from rnas.nets.fast import FastSupernet
 from rnas.nets.supernet import Supernet
-from rnas.settings import Search, SearchSpace
-from rnas.steps import craft, reseed, weight_step
+from rnas.settings import SearchSpace
+from rnas.steps import reseed
+from supernets import searching
 
 GOLDEN = Path(__file__).parent / "golden" / "search_losses.json"
 
@@ -26,11 +26,10 @@ def trace(network: type[Supernet]) -> dict[str, list[float]]:
     """
     data = load("digits")
     reseed(0)
-    net = network(SearchSpace(cells=3, channels=4), 10, *data.statistics()).double()
-    method = Rnas(
-        net, PGD(eps=1.0, step=0.3, steps=2, random_start=False, norm="l2"), Search(out=Path(), alpha_lr=0.01)
-    )
-    optimizer = torch.optim.SGD(net.thetas, 0.05, 0.9, weight_decay=3e-4)
+    net = network(SearchSpace(cells=3, channels=4), 10, *data.statistics())
+    attack = PGD(eps=1.0, step=0.3, steps=2, random_start=False, norm="l2")
+    engine = searching(net, attack, alpha_lr=0.01, lr=0.05)
+    net.double()
 
     def images() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         noise = torch.Generator().manual_seed(0)
@@ -40,13 +39,12 @@ def trace(network: type[Supernet]) -> dict[str, list[float]]:
     drawn = images()
     losses: dict[str, list[float]] = {"weights": [], "architecture": [], "F": []}
     for _ in range(4):
-        loss, _ = weight_step(net, net.thetas, optimizer, method.attack, *next(drawn), 5.0)
-        losses["weights"].append(loss.item())
-        loss, _ = method.arch_step(*next(drawn))
-        losses["architecture"].append(loss.item())
+        x, y = next(drawn)
+        losses["weights"].append(engine.descend_weights(engine.adversarial(x, y), y).loss.item())
+        losses["architecture"].append(engine.method.descend_alphas(engine, *next(drawn)).loss.item())
         x, y = next(drawn)
         with torch.no_grad():
-            losses["F"].append(method.vulnerability(x, craft(method.attack, net, x, y)).item())
+            losses["F"].append(engine.method.vulnerability()(net, x, engine.adversarial(x, y))[1].item())
     return losses
 
 

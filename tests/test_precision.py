@@ -19,18 +19,17 @@ from rnas.data import load
 from rnas.errors import RnasError
 from rnas.frozen import frozen
 from rnas.genotype import OPERATIONS
-from rnas.methods.rnas import Rnas
+from rnas.nas.search import search
 from rnas.nets.derived import DerivedNetwork
 from rnas.nets.fast import FastCell, FastSupernet
 from rnas.nets.fast_kernels import centered
 from rnas.nets.supernet import Supernet, SupernetCell
 from rnas.nets.zoo import build
 from rnas.precision import Precision, full_precision
-from rnas.search import search
-from rnas.settings import Perturbation, Search, SearchSpace, Source
-from rnas.steps import craft, weight_step
+from rnas.settings import Perturbation, SearchSpace, Source
 from rnas.train import fit, train
 from rnas.vulnerability import network_vulnerability
+from supernets import craft, given, searching, weight_step, weights
 from test_fast_supernet import images, in_both_forms, pair
 from test_search import SMALL as SMALL_SEARCH
 from test_search import assert_same_run
@@ -76,10 +75,10 @@ def test_the_fast_supernet_is_as_close_to_float32_as_the_plain_one(train: bool) 
     """Torch's own autocast of the plain supernet is the measure; in an untrained network gradients are far off."""
     x = images(4, 16, torch.float32)
     plain, fast = (net.train(train) for net in pair(dtype=torch.float32))
-    expected = passed(plain.forward_cells, plain, x, FP32)
+    expected = passed(lambda x: plain.forward_cells(x, weights(plain)), plain, x, FP32)
     plain, fast = (net.train(train) for net in pair(dtype=torch.float32))
-    torchs = passed(plain.forward_cells, plain, x, BF16)
-    ours = passed(fast.forward_cells, fast, x, BF16)
+    torchs = passed(lambda x: plain.forward_cells(x, weights(plain)), plain, x, BF16)
+    ours = passed(lambda x: fast.forward_cells(x, weights(fast)), fast, x, BF16)
     for tolerance, exact, theirs, own in zip((0.03, 2e-3, 0.5), expected, torchs, ours, strict=True):
         assert off(exact, own) <= min(1.5 * off(exact, theirs), tolerance)
     assert all(out.dtype == torch.bfloat16 for out in ours[0])
@@ -125,16 +124,16 @@ def test_statistics_are_summed_in_float32() -> None:
 def test_f_is_float32() -> None:
     """Of bfloat16 features, but the softmax and the KL are not: they are those of the same features in float64."""
     _, fast = pair(dtype=torch.float32)
-    method = Rnas(fast, PGD(), Search(out=Path()))
+    method = searching(fast).method
     x, x_adv = images(4, 16, torch.float32), images(4, 16, torch.float32).flip(0)
-    value = method.vulnerability(x, x_adv, BF16)
+    value = method.vulnerability(BF16)(fast, x, x_adv)[1]
     with BF16.autocast(CPU):
-        features = [fast.forward_cells(images)[1] for images in (x, x_adv)]
+        features = [fast.forward_cells(images, method.weights())[1] for images in (x, x_adv)]
     assert all(f.dtype == torch.bfloat16 for f in features[0])
     assert value.dtype == torch.float32
     exact = network_vulnerability(*([f.double() for f in side] for side in features))
     assert value.item() == pytest.approx(exact.item(), rel=1e-4)
-    assert value.item() == pytest.approx(method.vulnerability(x, x_adv).item(), rel=0.05)
+    assert value.item() == pytest.approx(method.vulnerability()(fast, x, x_adv)[1].item(), rel=0.05)
 
 
 @pytest.mark.parametrize("name", ["supernet", "RNAS-L", "ResNet18"])
@@ -183,7 +182,7 @@ def test_an_attack_in_bfloat16_leaves_the_supernet_alone() -> None:
     fast.train()
     before = copy.deepcopy(fast.state_dict())
     x, y = images(4, 16, torch.float32), torch.arange(4)
-    with frozen(fast) as fixed, torch.no_grad():
+    with frozen(fast, *given(fast)) as fixed, torch.no_grad():
         expected = fixed(x)
     with BF16.autocast(CPU), frozen(fast) as fixed, torch.no_grad():
         assert off([expected], [fixed(x)]) < 0.02
@@ -191,7 +190,7 @@ def test_an_attack_in_bfloat16_leaves_the_supernet_alone() -> None:
     assert x_adv.dtype == torch.float32
     assert (x_adv - x).abs().max() <= 8 / 255 + 1e-6
     with torch.no_grad():
-        losses = [F.cross_entropy(fast.eval()(images), y) for images in (x, x_adv)]
+        losses = [F.cross_entropy(fast.eval()(images, *given(fast)), y) for images in (x, x_adv)]
     assert losses[1] > losses[0]
     assert all(torch.equal(before[name], t) for name, t in fast.state_dict().items())
 
@@ -256,7 +255,7 @@ def kept_bytes(net: Supernet | nn.Module, x: Tensor) -> int:
         return t
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-        out = net.train()(x)
+        out = net.train()(x, *given(net))
     assert out.requires_grad
     return sum(kept.values())
 
@@ -310,8 +309,8 @@ def test_bfloat16_on_a_gpu(train: bool) -> None:
     plain, fast = (net.cuda().train(train) for net in pair(dtype=torch.float32))
     x = images(4, 16, torch.float32).cuda()
     with full_precision(), torch.no_grad():
-        expected = plain.forward_cells(x)[1]
+        expected = plain.forward_cells(x, weights(plain))[1]
         with BF16.autocast(x.device):
-            ours = fast.forward_cells(x)[1]
+            ours = fast.forward_cells(x, weights(fast))[1]
     assert all(out.dtype == torch.bfloat16 for out in ours)
     assert off(expected, ours) < 0.03

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from rnas.methods.projection import Projection, gradients
-from rnas.methods.projection import project as project_by_slope
+from rnas.nas.projection import Projection
+from rnas.nas.projection import project as project_by_slope
 
 
 def start(seed: int) -> list[torch.Tensor]:
@@ -31,7 +31,7 @@ def project(
 
     def sloped(scale: float) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         value = f()
-        return value.detach(), gradients(value, alphas, scale)
+        return value.detach(), torch.autograd.grad(value / scale, alphas, allow_unused=True, materialize_grads=True)
 
     return project_by_slope(alphas, sloped, measure, bound, **options)
 

@@ -13,13 +13,14 @@ from rnas import settings
 from rnas.attacks.evaluation import NAMES
 from rnas.cost import FORWARD, Facts, Speed, measure, passes, survivors
 from rnas.errors import RnasError
+from rnas.nas.methods.rnas import Settings as Search
 from rnas.reproduce import cost, describe
 from rnas.reproduce import plan as planning
 from rnas.reproduce.budgets import BUDGETS, cuts
 from rnas.reproduce.caption import caption
 from rnas.reproduce.cost import Costs, facts
 from rnas.reproduce.plan import Plan, make_plan
-from rnas.settings import PAPER_RESULTS, Distortion, Evaluate, Reproduce, Search, Source, Train
+from rnas.settings import PAPER_RESULTS, Distortion, Evaluate, Reproduce, Source, Train
 
 OUT = Path("results")
 

@@ -28,6 +28,7 @@ from rnas.nets.triton_stencils import (
     spread,
 )
 from rnas.settings import SearchSpace
+from supernets import alphas, weights, with_alphas
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # see conftest.py
 pytestmark = [] if INTERPRETED else [pytest.mark.gpu]
@@ -178,8 +179,9 @@ def test_a_supernet(train: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a reduction cell; `fast_gpu` is its other form, and that is tested against the plain supernet."""
     monkeypatch.setattr(fast, "on_cpu", lambda x: False)
     operations = tuple(name for name in OPERATIONS if not (INTERPRETED and "5x5" in name))  # which take it minutes
-    net = FastSupernet(SearchSpace(cells=3, channels=2, nodes=1, operations=operations), 3).to(DEVICE).train(train)
-    for alpha in net.alphas:
+    space = SearchSpace(cells=3, channels=2, nodes=1, operations=operations)
+    net = with_alphas(FastSupernet(space, 3)).to(DEVICE).train(train)
+    for alpha in alphas(net):
         alpha.data.normal_()
     x = torch.rand(2, 3, 8, 8, device=DEVICE).requires_grad_()
     state = {name: value.clone() for name, value in net.state_dict().items()}
@@ -187,8 +189,8 @@ def test_a_supernet(train: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     for form in (fast_gpu, fast_triton):
         monkeypatch.setattr(fast, "form_for", lambda weights, train=False, form=form: form)
         net.load_state_dict(state)
-        logits = net(x) if train else net.frozen_view()(x)
-        wanted = [x, *net.thetas, *net.alphas] if train else [x]
+        logits = net(x, weights(net)) if train else net.frozen_view(weights(net))(x)
+        wanted = [x, *net.thetas, *alphas(net)] if train else [x]
         found.append([logits, *torch.autograd.grad(logits.square().sum(), wanted), *map(torch.clone, net.buffers())])
     for got, wanted in zip(found[1], found[0], strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rnas.errors import RnasError
-from rnas.settings import PAPER_ATTACKS, Evaluate, Perturbation, Run, Search, SearchSpace, Train
+from rnas.nas.methods.rnas import Settings as Search
+from rnas.settings import PAPER_ATTACKS, Evaluate, Perturbation, Run, SearchSpace, Train
 
 Changes = Mapping[str, Mapping[str, Any]]
 """What a budget changes: source (the search's images), space, attack (the search's), train-attack, search, train,

@@ -28,19 +28,23 @@ from rnas.settings import Compare, Data, Distortion, Evaluate, Export, Report, R
 process.settle()
 
 _Sub = tyro.conf.subcommand
-Command = (
-    Annotated[Run, _Sub("run")]
-    | Annotated[Search, _Sub("search")]
-    | Annotated[Train, _Sub("train")]
-    | Annotated[Evaluate, _Sub("evaluate")]
-    | Annotated[Distortion, _Sub("distortion")]
-    | Annotated[Reproduce, _Sub("reproduce")]
-    | Annotated[Report, _Sub("report")]
-    | Annotated[Compare, _Sub("compare")]
-    | Annotated[Data, _Sub("data")]
-    | Annotated[Zoo, _Sub("zoo")]
-    | Annotated[Export, _Sub("export")]
-)
+
+
+def _commands(search: type[Search]) -> Any:
+    """All commands; the settings of a search are those of its method."""
+    return (
+        Annotated[Run, _Sub("run")]
+        | Annotated[search, _Sub("search")]
+        | Annotated[Train, _Sub("train")]
+        | Annotated[Evaluate, _Sub("evaluate")]
+        | Annotated[Distortion, _Sub("distortion")]
+        | Annotated[Reproduce, _Sub("reproduce")]
+        | Annotated[Report, _Sub("report")]
+        | Annotated[Compare, _Sub("compare")]
+        | Annotated[Data, _Sub("data")]
+        | Annotated[Zoo, _Sub("zoo")]
+        | Annotated[Export, _Sub("export")]
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -104,10 +108,11 @@ def _terminate(number: int, frame: object) -> None:
 def parse(arguments: Sequence[str]) -> Any:
     """The settings that the command line `arguments` asks for. RnasError for bad ones."""
     said = io.StringIO()
+    search = _search_settings(arguments)
     try:
         with contextlib.redirect_stderr(said):
             command = tyro.cli(
-                Command,
+                _commands(search),
                 prog="rnas",
                 description=rnas.__doc__,
                 args=arguments,
@@ -116,8 +121,38 @@ def parse(arguments: Sequence[str]) -> Any:
             return _at_home(command)
     except SystemExit as e:
         if e.code:
+            if arguments[0] == "search":
+                _check_flags(arguments, search)
             raise RnasError(_sentence(said.getvalue())) from e
         raise
+
+
+def _search_settings(arguments: Sequence[str]) -> type[Search]:
+    """The settings of the method that a search asks for; what all share, where it only asks for help on searches."""
+    values = [a.partition("=")[2] or (*arguments, "")[i + 1] for i, a in enumerate(arguments) if _flag(a) == "method"]
+    helps = {"-h", "--help"} & set(arguments)
+    if list(arguments[:1]) != ["search"] or (helps and not values):
+        return Search
+    from rnas.nas.methods import load
+
+    return load(values[-1] if values else Search.method).settings
+
+
+def _flag(argument: str) -> str:
+    """The setting that an argument names."""
+    return argument[2:].partition("=")[0].replace("-", "_") if argument.startswith("--") else ""
+
+
+def _check_flags(arguments: Sequence[str], search: type[Search]) -> None:
+    """RnasError for a flag of another search method."""
+    from rnas.nas.methods import flags, which_have
+
+    for flag in map(_flag, arguments):
+        having = which_have(flag) if flag and flag not in flags(search) else []
+        if having:
+            raise RnasError(
+                f"--{flag.replace('_', '-')} is not a setting of method {search.method}, but of {', '.join(having)}"
+            )
 
 
 def _at_home(value: Any) -> Any:
@@ -156,7 +191,7 @@ def _run(command: Any) -> None:
 
             run(command, Console())
         case Search():
-            from rnas.search import search
+            from rnas.nas.search import search
 
             search(command, Console())
         case Train():

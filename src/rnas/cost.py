@@ -14,10 +14,13 @@ from torch import nn
 from rnas.attacks import PGD
 from rnas.errors import RnasError
 from rnas.graphs import forget, recordable, wait
-from rnas.methods.projection import ROUND
+from rnas.nas.methods import load
+from rnas.nets.space import uniform
+from rnas.nets.supernet import Supernet
+from rnas.objectives import FP32
 from rnas.precision import Precision, full_precision
 from rnas.settings import Evaluate, Search, Train
-from rnas.steps import FP32, frozen_for, weight_step
+from rnas.steps import frozen_for, weight_step
 
 FORWARD = 1 / 3
 """Cost of a forward pass in gradient passes: a backward pass costs about two."""
@@ -62,9 +65,10 @@ def measure(net: nn.Module, about: Facts, batch: int, device: torch.device, prec
     optimizer = torch.optim.SGD(parameters, lr=0.0)
     x = torch.rand(batch, 3, *about.image_size, device=device, generator=torch.Generator(device).manual_seed(0))
     y = torch.arange(batch, device=device) % about.classes
-    with frozen_for(net, device, precision) as fixed:
+    given = [uniform(net.shape, device)] if isinstance(net, Supernet) else []
+    with frozen_for(net, device, precision, *given) as fixed:
         gradient = _mean_time(lambda: attack.perturb(fixed, x, y), device)
-    step = partial(weight_step, net, parameters, optimizer, None, x, y, clip=5.0, precision=precision)
+    step = partial(weight_step, net, parameters, optimizer, None, x, y, 5.0, precision=precision, weights=given)
     weights = _mean_time(step, device)
     forget(net)
     return Speed(gradient / batch, weights / batch)
@@ -110,16 +114,14 @@ def train_seconds(step: Train, about: Facts, speed: Speed) -> float:
 
 
 def search_seconds(step: Search, about: Facts, speed: Speed) -> float:
-    """Seconds of a search: Phase I trains the weights on a half; Phase II trains both on half of it, then projects
-    as long (Algorithm 1), with one attack for each round of steps."""
+    """Seconds of a search, by what its method says of an epoch."""
+    method = load(step.method).method
     attack = step.perturbation.attack_steps * speed.gradient
-    warmup = step.epochs // 4 if step.warmup is None else step.warmup
-    half = about.train / 2
-    weights, architecture = attack + speed.weights, attack + 2 * speed.weights
-    projected = half / 2 if step.projection_steps is None else step.projection_steps * step.batch_size
-    searching = half / 2 * (weights + architecture) + projected * (attack / ROUND + 2 * speed.weights)
+    iterations = about.train / (1 if method.data == "all" else 2) / step.batch_size
+    epochs = [method.cost(step, epoch, iterations) for epoch in range(1, step.epochs + 1)]
+    images = step.batch_size * sum(e.attacks * attack + e.passes * speed.weights for e in epochs)
     watching = 2 * step.monitor * (attack + 2 * speed.gradient)
-    return warmup * half * weights + (step.epochs - warmup) * searching + step.epochs * watching
+    return images + step.epochs * watching
 
 
 def evaluate_seconds(step: Evaluate, training: Train, about: Facts, speed: Speed) -> float:

@@ -56,17 +56,20 @@ def unfolded(model: Model) -> Iterator[Model]:
 
 
 @contextmanager
-def frozen(model: Model) -> Iterator[Model]:
+def frozen(model: Model, *given: Any) -> Iterator[Model]:
     """Yield a callable equal to `model` in eval mode up to float rounding, cheap to differentiate for its input.
 
     The model is left exactly as `unfolded` leaves it. Weights must not change while it is frozen. A module that knows
-    better offers `frozen_view()`, which is called in eval mode and returns the callable.
+    better offers `frozen_view`, which is called in eval mode and returns the callable. `given` is what the model takes
+    beside the images: the weights of a supernet's operations.
     """
     with unfolded(model) as plain:
-        if not isinstance(plain, nn.Module):
+        if hasattr(plain, "frozen_view"):
+            yield plain.frozen_view(*given)
+        elif given:
+            yield lambda x: plain(x, *given)
+        elif not isinstance(plain, nn.Module):
             yield plain
-        elif hasattr(plain, "frozen_view"):
-            yield plain.frozen_view()  # type: ignore[operator]
         else:
             fast = _structure(plain)
             if fast is not None:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
@@ -28,6 +28,13 @@ from rnas.frozen import is_hooked, is_known
 Values = tuple[Tensor, ...]
 Function = Callable[..., Values]
 R = TypeVar("R")
+
+
+class Work(Hashable, Protocol):
+    """What may be recorded: a frozen dataclass, so that equal ones do the same and a recording of one is one of all."""
+
+    def __call__(self, net: nn.Module, /, *inputs: Any, **none: Any) -> Values:
+        """What comes of `inputs`."""
 
 
 @dataclass(frozen=True)
@@ -80,21 +87,21 @@ _kept: WeakKeyDictionary[nn.Module, _Kept] = WeakKeyDictionary()
 
 def replayed(
     kind: Kind,
-    function: Function,
+    work: Work,
     net: nn.Module,
-    key: Hashable,
     inputs: Sequence[Tensor],
     parameters: Sequence[nn.Parameter] = (),
 ) -> Values:
-    """`function(*inputs)`, by replaying a recording of it where that is quicker; with the same random numbers.
+    """`work(net, *inputs)`, by replaying a recording of it where that is quicker; with the same random numbers.
 
-    `function` depends on its inputs, the parameters, buffers and mode of `net` and what `key` stands for alone, and
+    It depends on its inputs, the parameters, buffers and mode of `net` and the fields of `work` alone, and
     reads no value back to the host. It returns tensors of its own (of an attack: new images for the first of its
     inputs), changes buffers of `net` in place, gives each of `parameters` a new `.grad` (or None), and leaves nothing
     else behind. Only with networks of rnas's own is that known: with others it is called each time.
 
     The values are the caller's. Gradients may be the recording's own memory: theirs until the next replay of any.
     """
+    function = partial(work, net)
     looked = _look(net, kind.trains) if recordable(inputs[0].device) else None
     if looked is None:
         return function(*inputs)
@@ -102,7 +109,7 @@ def replayed(
     kept = _kept.get(net)
     if kept is None or kept.places != places:
         kept = _kept[net] = _Kept(places)
-    key = (kind, key, *((t.shape, t.stride(), t.dtype, t.device) for t in inputs), *map(id, parameters))
+    key = (kind, work, *((t.shape, t.stride(), t.dtype, t.device) for t in inputs), *map(id, parameters))
     if kept.seen.get(key) != mode:  # the first call prepares kernels and chooses among them
         kept.seen[key] = mode
         kept.recorded.pop(key, None)  # of another mode, such as the drop-path of the last epoch: its memory is needed

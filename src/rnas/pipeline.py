@@ -11,11 +11,11 @@ from rnas.console import Console
 from rnas.errors import RnasError
 from rnas.evaluation import check_attacks, evaluate_run, holds
 from rnas.export import export
+from rnas.nas.search import GENOTYPE, search
 from rnas.nets.derived import check_image_size
 from rnas.nets.saved import load_model
 from rnas.report import write_report
 from rnas.runs import Run as Folder
-from rnas.search import GENOTYPE, search
 from rnas.settings import Run
 from rnas.steps import choose_device, choose_precision, hardware, load_data
 from rnas.train import train

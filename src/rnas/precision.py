@@ -9,9 +9,12 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import ParamSpec
 
 import torch
 from torch import Tensor
+
+P = ParamSpec("P")
 
 
 @dataclass(frozen=True)
@@ -29,14 +32,14 @@ class Precision:
         """Within the context, passes on `device` are computed in this format."""
         return torch.autocast(device.type, torch.bfloat16) if self.bf16 else nullcontext()
 
-    def of(self, model: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        """`model` (images to logits), computed in this format; its logits are float32."""
+    def of(self, model: Callable[P, Tensor]) -> Callable[P, Tensor]:
+        """`model` (images, and what else it takes, to logits), computed in this format; its logits are float32."""
         if not self.bf16:
             return model
 
-        def passed(x: Tensor) -> Tensor:
-            with self.autocast(x.device):
-                return model(x).float()
+        def passed(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+            with self.autocast(args[0].device):  # type: ignore[attr-defined]
+                return model(*args, **kwargs).float()
 
         return passed
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from rnas.errors import RnasError
 from rnas.files import read_json, replacing, write_json, write_text
-from rnas.settings import Source, identity
+from rnas.settings import Search, Source, identity
 
 SETTINGS, ENVIRONMENT, LOG = "settings.json", "environment.json", "log.jsonl"
 Record = dict[str, Any]
@@ -50,7 +50,7 @@ class Run:
         RnasError, and nothing written, if the folder holds another run, or this one and `resume` is not set, or
         cannot be written to.
         """
-        wanted = {"command": type(settings).__name__.lower(), **identity(settings), **(facts or {})}
+        wanted = {"command": command_of(settings), **identity(settings), **(facts or {})}
         check_free(folder, wanted, resume)
         if not (folder / SETTINGS).exists():
             write_json(folder / ENVIRONMENT, environment(device, getattr(settings, "seed", None)))
@@ -70,6 +70,11 @@ class Run:
         write_text(self.folder / LOG, "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in kept))
 
 
+def command_of(settings: Any) -> str:
+    """The command whose settings these are; a search method's are those of a search."""
+    return "search" if isinstance(settings, Search) else type(settings).__name__.lower()
+
+
 def check_free(folder: Path, wanted: dict[str, Any], resume: bool) -> None:
     """RnasError unless a run with the settings `wanted` may start, or with `resume` go on, in `folder`."""
     if folder.exists() and not folder.is_dir():
@@ -83,7 +88,7 @@ def check_free(folder: Path, wanted: dict[str, Any], resume: bool) -> None:
     found = read_json(folder / SETTINGS)
     if not isinstance(found, dict):
         raise RnasError(f"{folder / SETTINGS} is damaged: expected a JSON object")
-    found = {"precision": "fp32", **found}  # what there was before it could be chosen
+    found = {"precision": "fp32", "lr_min": 0.0, **found}  # what there was before they could be chosen
     differing = [k for k in wanted if found.get(k) != wanted[k]]
     if differing:
         if differing == ["images"]:

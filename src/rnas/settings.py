@@ -16,10 +16,8 @@ from tyro.constructors import PrimitiveConstructorSpec
 from rnas.errors import RnasError, unknown
 from rnas.genotype import OPERATIONS
 
-METHODS = ("rnas",)
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "fp32", "bf16"]
-ArchLoss = Literal["clean+adv", "adv"]
 Reduction = Literal["mean", "sum"]
 Features = Literal["raw", "standardized"]
 
@@ -46,7 +44,8 @@ Size = Annotated[
 ]
 
 
-def _at_least(settings: Any, low: float, *names: str) -> None:
+def at_least(settings: Any, low: float, *names: str) -> None:
+    """RnasError unless each of the `names` of `settings` is None, or finite and `low` or more."""
     for name in names:
         value = getattr(settings, name)
         if value is not None and not (math.isfinite(value) and value >= low):
@@ -83,7 +82,7 @@ class SearchSpace:
     """Candidate operations of an edge, in the order of α's columns."""
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "cells", "channels", "nodes")
+        at_least(self, 1, "cells", "channels", "nodes")
         for operation in self.operations:
             if operation not in OPERATIONS:
                 raise unknown("operation", operation, OPERATIONS)
@@ -112,7 +111,7 @@ class Source:
     """Use only this many training images of each class: for quick runs."""
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "limit_per_class")
+        at_least(self, 1, "limit_per_class")
         if self.test_fraction is not None and not 0 < self.test_fraction < 1:
             raise RnasError(f"test-fraction is {self.test_fraction}: expected a number between 0 and 1")
 
@@ -130,7 +129,7 @@ class Perturbation:
 
     def __post_init__(self) -> None:
         _check_eps(self.eps)
-        _at_least(self, 1, "attack_steps")
+        at_least(self, 1, "attack_steps")
         if self.step is not None and not 0 < self.step <= 1:
             raise RnasError(f"step is {self.step:g}: expected a number in (0, 1], such as 2/255")
 
@@ -167,7 +166,7 @@ class Bound:
 
 @dataclass(frozen=True)
 class Search:
-    """Search an architecture under a bound on its network vulnerability (Algorithm 1)."""
+    """Search an architecture. What all methods share; each has defaults and settings of its own in its file."""
 
     out: Path
     """Folder of the run."""
@@ -175,31 +174,17 @@ class Search:
     space: SearchSpace = field(default_factory=SearchSpace)
     perturbation: Perturbation = field(default_factory=Perturbation)
     method: str = "rnas"
-    """Search method."""
-    bound: str = "1e-4"
-    """H: a number (1e-4 = RNAS-H, 1e-5 = RNAS-L), a share of F after the warm-up such as 0.5x, or none."""
+    """Search method, or the path of a file that holds one; --method NAME --help shows its settings."""
     epochs: int = 60
-    warmup: int | None = None
-    """Epochs that train only the weights (Phase I); by default a quarter, the paper's 15 of 60."""
     batch_size: int = 128
     lr: float = 0.01
-    """Learning rate of the weights at the start; it falls to 0 along a cosine."""
+    """Learning rate of the weights at the start; it falls along a cosine."""
+    lr_min: float = 0.0
+    """Learning rate at the end."""
     momentum: float = 0.9
     weight_decay: float = 3e-4
     clip: float = 5.0
     """Largest norm of the weights' gradient."""
-    alpha_lr: float = 6e-4
-    alpha_weight_decay: float = 1e-3
-    arch_loss: ArchLoss = "clean+adv"
-    """α descends on clean + adversarial loss (Eq. 8), or on the adversarial alone (Algorithm 1, line 5)."""
-    reduction: Reduction = "mean"
-    """KL over the positions of a channel: mean (divided by H·W) or sum (nats)."""
-    features: Features = "raw"
-    """Measure F on the cell outputs as they are, or brought to zero mean and unit variance per channel."""
-    projection_steps: int | None = None
-    """Most steps of one projection; by default the second half of the epoch, as in the paper."""
-    projection_lr: float = 0.2
-    """Largest move of a coordinate of α_p in one step of the projection."""
     monitor: int = 256
     """Images of each half on which accuracies and F are measured after every epoch."""
     seed: int = 0
@@ -212,14 +197,11 @@ class Search:
     """Continue the run in this folder (or start it, if there is none)."""
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise unknown("method", self.method, METHODS)
-        Bound.parse(self.bound)
         _check_seed(self.seed)
         _check_clip(self.clip)
-        _at_least(self, 1, "epochs", "batch_size", "projection_steps", "monitor")
+        at_least(self, 1, "epochs", "batch_size", "monitor")
         _check_share("momentum", self.momentum)
-        _at_least(self, 0, "warmup", "lr", "weight_decay", "alpha_lr", "alpha_weight_decay", "projection_lr")
+        at_least(self, 0, "lr", "lr_min", "weight_decay")
 
 
 @dataclass(frozen=True)
@@ -268,8 +250,8 @@ class Train:
     def __post_init__(self) -> None:
         _check_seed(self.seed)
         _check_clip(self.clip)
-        _at_least(self, 1, "cells", "channels", "epochs", "batch_size")
-        _at_least(self, 0, "lr", "weight_decay", "trades_beta")
+        at_least(self, 1, "cells", "channels", "epochs", "batch_size")
+        at_least(self, 0, "lr", "weight_decay", "trades_beta")
         _check_share("drop-path", self.drop_path)
         _check_share("momentum", self.momentum)
 
@@ -302,7 +284,7 @@ class Evaluate:
     def __post_init__(self) -> None:
         _check_eps(self.eps, self.norm)
         _check_seed(self.seed)
-        _at_least(self, 1, "limit", "batch_size")
+        at_least(self, 1, "limit", "batch_size")
         if not self.attacks:
             raise RnasError(f"attacks is empty: name some, such as {' '.join(PAPER_ATTACKS)}")
 
@@ -348,7 +330,7 @@ class Distortion:
     def __post_init__(self) -> None:
         _check_eps(self.eps)
         _check_seed(self.seed)
-        _at_least(self, 1, "attack_steps", "limit", "channels_shown", "cells", "channels", "batch_size")
+        at_least(self, 1, "attack_steps", "limit", "channels_shown", "cells", "channels", "batch_size")
         if self.layers is not None and not self.layers:
             raise RnasError("layers is empty: name some, or leave it out for the usual ones")
 
@@ -385,7 +367,7 @@ class Reproduce:
     def __post_init__(self) -> None:
         if self.what not in PAPER_RESULTS:
             raise unknown("table or figure", self.what, PAPER_RESULTS)
-        _at_least(self, 1, "seeds")
+        at_least(self, 1, "seeds")
         for bound in self.bounds:
             Bound.parse(bound)
 
@@ -437,7 +419,7 @@ class Run:
         _check_seed(self.seed)
         if self.bound is not None:
             Bound.parse(self.bound)
-        _at_least(self, 1, "minutes", "cells", "channels", "search_epochs", "train_epochs", "batch_size", "limit")
+        at_least(self, 1, "minutes", "cells", "channels", "search_epochs", "train_epochs", "batch_size", "limit")
         if self.minutes is not None and self.budget != "auto":
             raise RnasError(
                 f"minutes is {self.minutes:g}, but the work of budget {self.budget} is fixed: leave out one"

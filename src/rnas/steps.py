@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rnas.attacks import PGD
@@ -22,11 +22,11 @@ from rnas.errors import RnasError
 from rnas.frozen import Model, frozen
 from rnas.graphs import ATTACK, WEIGHTS, Kind, replayed
 from rnas.nets.fast_kernels import arranged_for
+from rnas.nets.space import Forms, Input, Weights, apart, together
+from rnas.objectives import FP32, CrossEntropy, Objective, Trades, divergence
 from rnas.precision import Precision
 from rnas.runs import SETTINGS, training_of
 from rnas.settings import Perturbation, Source
-
-FP32 = Precision()
 
 
 def load_data(source: Source, seed: int, console: Console | None = None, out: Path | None = None) -> Dataset:
@@ -73,46 +73,61 @@ def training_attack(perturbation: Perturbation, data: Dataset) -> PGD:
     return PGD(eps=eps, step=perturbation.step or eps / 4, steps=perturbation.attack_steps)
 
 
-def craft(attack: PGD, net: nn.Module, x: Tensor, y: Tensor, precision: Precision = FP32) -> Tensor:
-    """Adversarial images against `net` in eval mode; the network is left as it was."""
-
-    def perturbed(x: Tensor, y: Tensor) -> tuple[Tensor]:
-        with frozen_for(net, x.device, precision) as fixed:
-            return (attack.perturb(fixed, x, y),)
-
+def craft(attack: PGD, net: nn.Module, x: Tensor, y: Tensor, precision: Precision = FP32, *weights: Weights) -> Tensor:
+    """Adversarial images against `net` in eval mode; the network is left as it was. `weights` of a supernet's
+    operations."""
+    tensors, forms = apart(weights)
+    work = _Crafting(attack, precision, forms)
     if attack.seed is not None or attack.any_iterate:  # the host draws, or decides
-        return perturbed(x, y)[0]
-    return replayed(ATTACK, perturbed, net, (attack, precision), (x, y))[0]
+        return work(net, x, y, *tensors)[0]
+    return replayed(ATTACK, work, net, (x, y, *tensors))[0]
+
+
+@dataclass(frozen=True)
+class _Crafting:
+    """Adversarial images, by `attack`."""
+
+    attack: PGD
+    precision: Precision
+    forms: Forms
+
+    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, *tensors: Tensor) -> tuple[Tensor]:
+        with frozen_for(net, x.device, self.precision, *together(tensors, self.forms)) as fixed:
+            return (self.attack.perturb(fixed, x, y),)
 
 
 @contextmanager
-def frozen_for(net: nn.Module, device: torch.device, precision: Precision) -> Iterator[Model]:
+def frozen_for(net: nn.Module, device: torch.device, precision: Precision, *given: Input) -> Iterator[Model]:
     """`frozen`, folded for passes on `device` in `precision`, and computing them."""
     with ExitStack() as until_the_end:
         with precision.autocast(device):
-            fixed = until_the_end.enter_context(frozen(net))
+            fixed = until_the_end.enter_context(frozen(net, *given))
         yield precision.of(fixed)
 
 
 def craft_away(attack: PGD, net: nn.Module, x: Tensor, precision: Precision = FP32) -> Tensor:
     """TRADES's adversarial images: PGD that drives the prediction away from the clean one, whatever the label."""
 
-    def perturbed(x: Tensor) -> tuple[Tensor]:
-        with frozen_for(net, x.device, precision) as fixed:
+    return replayed(ATTACK, _Driving(attack, precision), net, (x,))[0]
+
+
+@dataclass(frozen=True)
+class _Driving:
+    """Adversarial images of TRADES."""
+
+    attack: PGD
+    precision: Precision
+
+    def __call__(self, net: nn.Module, x: Tensor) -> tuple[Tensor]:
+        attack = self.attack
+        with frozen_for(net, x.device, self.precision) as fixed:
             with torch.no_grad():
                 clean = fixed(x).log_softmax(1)
             x_adv = (x + 1e-3 * torch.randn_like(x)).clamp_(0, 1)  # KL has no slope at x itself
             for _ in range(attack.steps):
-                gradient, _ = ascent_direction(fixed, x_adv, clean, _divergence)
+                gradient, _ = ascent_direction(fixed, x_adv, clean, divergence)
                 x_adv = project(x_adv + attack.step * steepest(gradient, attack.norm), x, attack.eps, attack.norm)
         return (x_adv,)
-
-    return replayed(ATTACK, perturbed, net, (attack, precision, "away"), (x,))[0]
-
-
-def _divergence(logits: Tensor, clean: Tensor) -> Tensor:
-    """KL(clean ‖ adversarial) of each image (B,), from logits (B,K) and clean log-probabilities (B,K)."""
-    return F.kl_div(logits.log_softmax(1), clean, reduction="none", log_target=True).sum(1)
 
 
 def choose_device(name: str) -> torch.device:
@@ -149,9 +164,9 @@ def reseed(seed: int, *stream: int) -> None:
     torch.manual_seed(mixed)
 
 
-def cosine(start: float, epoch: int, epochs: int) -> float:
-    """The learning rate of `epoch` (from 1) on a cosine from `start` to 0."""
-    return start * 0.5 * (1 + math.cos(math.pi * (epoch - 1) / epochs))
+def cosine(start: float, epoch: int, epochs: int, end: float = 0.0) -> float:
+    """The learning rate of `epoch` (from 1) on a cosine from `start` to `end`."""
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * (epoch - 1) / epochs))
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -165,11 +180,13 @@ class Running:
 
     def __init__(self, device: torch.device):
         self.sums = torch.zeros(3, device=device, dtype=torch.float64)  # loss, correct, images
+        self.batches = 0
 
     def add(self, loss: Tensor, logits: Tensor, y: Tensor) -> None:
         """Count one batch: its mean loss, its logits (B,classes) and labels (B,)."""
         correct = (logits.detach().argmax(1) == y).sum()
         images = torch.full_like(self.sums[0], len(y))
+        self.batches += 1
         self.sums += torch.stack([loss.detach() * images, correct.double(), images])
 
     @property
@@ -201,54 +218,56 @@ def weight_step(
     clip: float,
     trades_beta: float | None = None,
     precision: Precision = FP32,
+    weights: Sequence[Weights] = (),
 ) -> tuple[Tensor, Tensor]:
     """One update of the weights `thetas` on adversarial images, or on clean ones without an `attack`.
 
     `x` (B,3,H,W) in [0,1], `y` (B,). With `trades_beta`: cross-entropy on clean images plus β times
-    KL(clean ‖ adversarial) (Zhang et al. 2019, Eq. 5). Returns the loss and the logits (B,classes) it was taken on.
+    KL(clean ‖ adversarial) (Zhang et al. 2019, Eq. 5). `weights`: those of a supernet's operations. Returns the loss
+    and the logits (B,classes) it was taken on.
     """
-    forward = precision.of(net)
-
-    def loss_of(x_adv: Tensor, y: Tensor, x: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        if x is None or trades_beta is None:
-            logits = forward(x_adv)
-            return F.cross_entropy(logits, y), logits
-        clean, logits = forward(x), forward(x_adv)
-        return F.cross_entropy(clean, y) + trades_beta * _divergence(logits, clean.log_softmax(1)).mean(), logits
-
+    objective: Objective
     if trades_beta is None or attack is None:
-        inputs = [arranged_for(net, x if attack is None else craft(attack, net, x, y, precision)), y]
+        objective = CrossEntropy(precision)
+        inputs = [arranged_for(net, x if attack is None else craft(attack, net, x, y, precision, *weights)), y]
     else:
+        objective = Trades(trades_beta, precision)
         inputs = [arranged_for(net, craft_away(attack, net, x, precision)), y, arranged_for(net, x)]
     net.train()
-    loss, logits = differentiated(WEIGHTS, loss_of, net, (precision, trades_beta), inputs, thetas)
+    loss, logits = differentiated(WEIGHTS, objective, net, (*inputs, *weights), thetas)
     nn.utils.clip_grad_norm_(thetas, clip)
     optimizer.step()
     return loss, logits
 
 
 def differentiated(
-    kind: Kind,
-    loss_of: Callable[..., tuple[Tensor, Tensor]],
-    net: nn.Module,
-    key: Hashable,
-    inputs: Sequence[Tensor],
-    parameters: Sequence[nn.Parameter],
+    kind: Kind, objective: Objective, net: nn.Module, inputs: Sequence[Input], parameters: Sequence[nn.Parameter]
 ) -> tuple[Tensor, Tensor]:
-    """The loss and the logits (B,classes) that `loss_of(*inputs)` returns; `parameters` get its gradients, recorded
-    where that pays: theirs until the next step. `key` is what `loss_of` depends on besides `net`."""
-
-    def passed(*inputs: Tensor) -> tuple[Tensor, Tensor]:
-        for p in parameters:
-            p.grad = None
-        loss, logits = loss_of(*inputs)
-        torch.autograd.backward(loss, inputs=list(parameters))
-        return loss.detach(), logits.detach()
-
+    """What `objective(net, *inputs)` returns; `parameters` get its gradients, recorded where that pays: theirs until
+    the next step."""
+    tensors, forms = apart(inputs)
+    work = _Differentiating(objective, forms, parameters)
     if getattr(net, "saving_memory", False):  # a checkpoint reads the generator's state, which no recording may
-        return passed(*inputs)
-    loss, logits = replayed(kind, passed, net, key, inputs, parameters)
-    return loss, logits
+        loss, told = work(net, *tensors)
+    else:
+        loss, told = replayed(kind, work, net, tensors, parameters)
+    return loss, told
+
+
+@dataclass(frozen=True)
+class _Differentiating:
+    """An objective and its gradients for `parameters`."""
+
+    objective: Objective
+    forms: Forms
+    parameters: Sequence[nn.Parameter] = field(compare=False)  # `replayed` tells them apart
+
+    def __call__(self, net: nn.Module, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        for p in self.parameters:
+            p.grad = None
+        loss, told = self.objective(net, *together(tensors, self.forms))
+        torch.autograd.backward(loss, inputs=list(self.parameters))
+        return loss.detach(), told.detach()
 
 
 @contextmanager

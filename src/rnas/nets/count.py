@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +14,11 @@ def parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def macs(model: nn.Module, image_size: int | tuple[int, int] = 32) -> int:
+def macs(model: nn.Module, image_size: int | tuple[int, int] = 32, *given: Any) -> int:
     """Multiply-accumulates of the convolutions and linear layers that one image (3,H,W) runs through.
 
     One is a multiplication and an addition; biases, BN, activations, pooling and sums are not counted. The network is
-    run once in eval mode, on the device it lies on, and left in the mode it was in.
+    run once in eval mode, on a black image and what else is `given`, on its device, and left in the mode it was in.
     """
     total = 0
 
@@ -31,7 +32,7 @@ def macs(model: nn.Module, image_size: int | tuple[int, int] = 32) -> int:
     hooks = [m.register_forward_hook(add) for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     try:
         with torch.no_grad():
-            model.eval()(torch.zeros(1, 3, *size, device=next(model.parameters()).device))
+            model.eval()(torch.zeros(1, 3, *size, device=next(model.parameters()).device), *given)
     finally:
         for hook in hooks:
             hook.remove()

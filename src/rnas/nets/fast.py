@@ -23,6 +23,7 @@ from rnas.nets import fast_cpu, fast_gpu
 from rnas.nets.fast_kernels import arrange
 from rnas.nets.fast_nodes import CellRule, Convolving, Rule, Source, TrainRule, scale_and_shift
 from rnas.nets.on_triton import triton_works
+from rnas.nets.space import Weights
 from rnas.nets.supernet import MixedOperation, Supernet, SupernetCell
 from rnas.ops import total
 from rnas.precision import pass_dtype
@@ -121,20 +122,19 @@ class FastSupernet(Supernet):
         for cell in self.cells:
             cast(FastCell, cell).checkpointed = on
 
-    def forward_cells(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def forward_cells(self, x: Tensor, weights: Weights) -> tuple[Tensor, list[Tensor]]:
         """Logits (B,classes) and the output of every cell, each (B,C_i,H_i,W_i)."""
-        return super().forward_cells(arrange(x) if on_cpu(x) else x)
+        return super().forward_cells(arrange(x) if on_cpu(x) else x, weights)
 
     @torch.no_grad()
-    def frozen_view(self) -> Callable[[Tensor], Tensor]:
-        """Images to logits as in eval mode, without gradients of weights; BN and α are folded here, once.
+    def frozen_view(self, weights: Weights) -> Callable[[Tensor], Tensor]:
+        """Images to logits as in eval mode, nothing else differentiated; BN and `weights` are folded here, once.
 
-        Holds while weights, α and buffers stay as they are now, under autocast if there is one now, or else without.
+        Holds while parameters and buffers stay as they are now, under autocast if there is one now, or else without.
         The network itself is left alone.
         """
-        normal, reduce = (alpha.softmax(-1) for alpha in self.alphas)
         cells = [cast(FastCell, cell) for cell in self.cells]
-        rules = [cell.fold(reduce if cell.reduction else normal) for cell in cells]
+        rules = [cell.fold(weights.mix[self.row(i)]) for i, cell in enumerate(cells)]
         conv, bn = cast(nn.Conv2d, self.stem[0]), cast(nn.BatchNorm2d, self.stem[1])
         scale, shift = scale_and_shift(bn)
         dtype = pass_dtype(shift)

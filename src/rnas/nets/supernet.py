@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
-from rnas.genotype import Cell, Genotype
+from rnas.nets.space import Shape, Weights
 from rnas.ops import FactorizedReduce, Normalize, operation, reductions, relu_conv_bn, stem, total
 from rnas.settings import SearchSpace
 
@@ -68,22 +70,25 @@ class SupernetCell(nn.Module):
 
 
 class Supernet(nn.Module):
-    """The network that contains every architecture of the space; α says how much of each.
+    """The network that contains every architecture of the space; the weights of a pass say how much of each.
 
-    `alpha_normal` and `alpha_reduce` are (edges, operations). Images are (B,3,H,W) in [0,1]; logits (B,classes).
+    What decides on the weights belongs to a search method, which may register itself as `architecture`: then its
+    tensors are among those of the network. Images are (B,3,H,W) in [0,1]; logits (B,classes).
     """
 
     cell_type: type[SupernetCell] = SupernetCell
 
     def __init__(
         self,
-        space: SearchSpace,
+        shape: Shape | SearchSpace,
         classes: int,
         mean: tuple[float, ...] = (0.5, 0.5, 0.5),
         std: tuple[float, ...] = (0.25, 0.25, 0.25),
     ):
+        """A plain space stands for the whole of it."""
         super().__init__()
-        self.space = space
+        self.shape = shape if isinstance(shape, Shape) else Shape(shape)
+        self.space = space = self.shape.space
         self.normalize = Normalize(mean, std)
         self.stem = stem(3 * space.channels)
         c_before = c_last = 3 * space.channels
@@ -96,51 +101,25 @@ class Supernet(nn.Module):
             c_before, c_last, after_reduction = c_last, space.nodes * channels, reduction
         self.cells = nn.ModuleList(cells)
         self.classifier = nn.Linear(c_last, classes)
-        shape = (space.edges, len(space.operations))
-        self.alpha_normal = nn.Parameter(1e-3 * torch.randn(shape))
-        self.alpha_reduce = nn.Parameter(1e-3 * torch.randn(shape))
-
-    @property
-    def alphas(self) -> list[nn.Parameter]:
-        """The architecture parameters: [normal, reduce]."""
-        return [self.alpha_normal, self.alpha_reduce]
 
     @property
     def thetas(self) -> list[nn.Parameter]:
-        """The weights: every parameter but α."""
-        return [p for name, p in self.named_parameters() if not name.startswith("alpha_")]
+        """The weights: every parameter but those of `architecture`."""
+        return [p for name, p in self.named_parameters() if not name.startswith("architecture.")]
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_cells(x)[0]
+    def row(self, cell: int) -> int:
+        """Which of `Weights.mix` is that of a cell."""
+        return cell if self.shape.per_cell else int(cast(SupernetCell, self.cells[cell]).reduction)
 
-    def forward_cells(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def forward(self, x: Tensor, weights: Weights) -> Tensor:
+        """Logits (B,classes)."""
+        return self.forward_cells(x, weights)[0]
+
+    def forward_cells(self, x: Tensor, weights: Weights) -> tuple[Tensor, list[Tensor]]:
         """Logits (B,classes) and the output of every cell, each (B,C_i,H_i,W_i)."""
-        normal, reduce = (alpha.softmax(-1) for alpha in self.alphas)
         s0 = s1 = self.stem(self.normalize(x))
         outputs = []
-        for cell in self.cells:
-            s0, s1 = s1, cell(s0, s1, reduce if cell.reduction else normal)
+        for i, cell in enumerate(self.cells):
+            s0, s1 = s1, cell(s0, s1, weights.mix[self.row(i)])
             outputs.append(s1)
         return self.classifier(s1.mean((2, 3))), outputs
-
-    def genotype(self) -> Genotype:
-        """The architecture that α prefers now."""
-        return discretise(self.space, self.alpha_normal, self.alpha_reduce)
-
-
-def discretise(space: SearchSpace, alpha_normal: Tensor, alpha_reduce: Tensor) -> Genotype:
-    """Per node the two incoming edges with the largest non-`none` weight; per edge its strongest such operation."""
-    return Genotype(_strongest(space, alpha_normal), _strongest(space, alpha_reduce))
-
-
-def _strongest(space: SearchSpace, alpha: Tensor) -> Cell:
-    rows = alpha.detach().double().softmax(-1).cpu().tolist()
-    real = [k for k, name in enumerate(space.operations) if name != "none"]
-    nodes, first = [], 0
-    for node in range(space.nodes):
-        best = [max(real, key=rows[first + source].__getitem__) for source in range(node + 2)]
-        strength = [rows[first + source][k] for source, k in enumerate(best)]
-        chosen = sorted(range(node + 2), key=lambda source: -strength[source])[:2]
-        nodes.append(tuple((space.operations[best[source]], source) for source in sorted(chosen)))
-        first += node + 2
-    return Cell(tuple(nodes), tuple(range(2, space.nodes + 2)))

@@ -125,18 +125,12 @@ def _ends(x: Sequence[int], series: Sequence[Series], form: Format) -> str:
     return "; ".join(parts) + "."
 
 
-def softmax(alphas: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The weights of Eq. 1 over the last axis."""
-    powers = np.exp(alphas - alphas.max(-1, keepdims=True))
-    return np.asarray(powers / powers.sum(-1, keepdims=True), dtype=np.float64)
-
-
 def alpha_grid(part: SearchPart, kind: str, cell: Cell | None) -> Html:
     """The weights of all operations over the epochs, one small chart for each edge, in a triangle: a row for each
     node, a column for each source. Edges that the cell keeps stand out."""
-    weights = softmax(part.alphas[kind])
+    weights = part.strengths[kind]
     nodes = round((math.sqrt(9 + 8 * weights.shape[1]) - 3) / 2)
-    low, high = float(weights.min()), float(weights.max())
+    low, high = float(weights[weights > 0].min(initial=1)), float(weights.max())
     if high - low < 0.02:
         low, high = max(0.0, low - 0.01), min(1.0, high + 0.01)
     charts = [_alpha_legend(part.operations)]
@@ -189,7 +183,11 @@ def _alpha_figure(
         out.shapes.append(Text(left - 4, up(mark) + 4, f"{100 * mark:.0f} %", 10.5, "faint", "end"))
     order = sorted(range(len(operations)), key=lambda i: (operations[i] in kept, end[i]))
     for i in order:
-        points = [(left + (width - left) * t / max(last, 1), up(float(w))) for t, w in enumerate(weights[:, i])]
+        points = [
+            (left + (width - left) * t / max(last, 1), up(float(w)))
+            for t, w in enumerate(weights[:, i])
+            if w > 0  # or else it is pruned: the line ends
+        ]
         strong = operations[i] in kept or (not kept and operations[i] == strongest)
         dash = (2.0, 2.5) if operations[i] == "none" else ()
         if len(points) > 1:

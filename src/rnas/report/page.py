@@ -385,12 +385,12 @@ def _per_search(
 
 def _alphas(searches: Sequence[SearchPart]) -> Section | None:
     def both(part: SearchPart) -> Html | None:
-        if not part.alphas:
+        if not part.strengths:
             return None
         blocks = []
-        for kind in ("normal", "reduce"):
-            cell = getattr(part.genotype, kind) if part.genotype else None
-            blocks += [el("h3", TITLES[kind]), figures.alpha_grid(part, kind, cell)]
+        for kind in part.strengths:
+            cell = getattr(part.genotype, kind, None)
+            blocks += [el("h3", TITLES.get(kind, kind)), figures.alpha_grid(part, kind, cell)]
         return join(*blocks)
 
     found = _per_search(searches, "alpha", "Weights", "How the architecture weights moved", both)
@@ -398,7 +398,8 @@ def _alphas(searches: Sequence[SearchPart]) -> Section | None:
         return None
     note = el(
         "p",
-        "Softmax of α over the epochs, one chart for each edge: rows are the nodes that an edge enters, columns the "
+        "How much of each operation over the epochs (of most methods the softmax of α; a line ends where its operation "
+        "is pruned), one chart for each edge: rows are the nodes that an edge enters, columns the "
         "states that it comes from. The cell keeps two edges of each node (framed), each with its strongest operation "
         "besides none.",
     )

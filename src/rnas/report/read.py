@@ -50,12 +50,12 @@ class Part:
 
 @dataclass(frozen=True)
 class SearchPart(Part):
-    """A search: the architecture that it found or has reached, and α after every epoch."""
+    """A search: the architecture that it found or has reached, and how much of each operation after every epoch."""
 
     genotype: Genotype | None = None
     finished: bool = False
-    alphas: dict[str, NDArray[np.float64]] = field(default_factory=dict)
-    """normal, reduce: (epochs + 1, edges, operations), the first at the start."""
+    strengths: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    """normal, reduce (or cell0, cell1, ...): (epochs + 1, edges, operations), the first at the start; 0: pruned."""
     operations: tuple[str, ...] = ()
 
 
@@ -131,7 +131,7 @@ def _kind(folder: Path) -> type[SearchPart] | type[NetworkPart] | None:
     command = None
     if (folder / SETTINGS).is_file():
         command = _object(folder / SETTINGS).get("command")
-    if command == "search" or (folder / "alphas.npz").is_file():
+    if command == "search" or any((folder / name).is_file() for name in ("strengths.npz", "alphas.npz")):
         return SearchPart
     if command == "train" or any((folder / name).is_file() for name in ("model.json", "evaluation.json")):
         return NetworkPart
@@ -170,23 +170,38 @@ def _search(name: str, folder: Path) -> SearchPart:
         genotype = Genotype.load(path)
     elif common["epochs"] and common["epochs"][-1].get("genotype") is not None:
         genotype = Genotype.from_json(common["epochs"][-1]["genotype"], str(folder / LOG))
-    arrays = read_arrays(folder / "alphas.npz")
-    operations: tuple[str, ...] = ()
-    alphas: dict[str, NDArray[np.float64]] = {}
-    if arrays:
-        if not {"normal", "reduce", "operations"} <= set(arrays):
-            raise RnasError(f"{folder / 'alphas.npz'} is damaged: expected arrays normal, reduce and operations")
-        operations = tuple(map(str, arrays["operations"].reshape(-1)))
-        for kind in ("normal", "reduce"):
-            a = arrays[kind]
-            fits = a.ndim == 3 and a.shape[2] == len(operations) and len(a) > 0 and _nodes(a.shape[1]) is not None
-            if not fits or a.dtype.kind != "f" or not np.isfinite(a).all():
-                raise RnasError(
-                    f"{folder / 'alphas.npz'} is damaged: {kind} has shape {a.shape}; expected finite numbers, "
-                    f"(epochs + 1, edges of a whole cell, {len(operations)} operations)"
-                )
-            alphas[kind] = a.astype(np.float64)
-    return SearchPart(**common, genotype=genotype, finished=finished, alphas=alphas, operations=operations)
+    strengths, operations = _strengths(folder)
+    return SearchPart(**common, genotype=genotype, finished=finished, strengths=strengths, operations=operations)
+
+
+def _strengths(folder: Path) -> tuple[dict[str, NDArray[np.float64]], tuple[str, ...]]:
+    """How much of each operation, over the epochs, and their names; of a search by version 0.1.0 the softmax of α."""
+    path = next((folder / name for name in ("strengths.npz", "alphas.npz") if (folder / name).exists()), None)
+    if path is None:
+        return {}, ()
+    arrays = read_arrays(path)
+    kinds = [name for name in arrays if name != "operations"]
+    if not kinds or len(kinds) == len(arrays):
+        raise RnasError(f"{path} is damaged: expected an array of operations, and one for each kind of cell")
+    operations = tuple(map(str, arrays["operations"].reshape(-1)))
+    strengths = {}
+    for kind in kinds:
+        a = arrays[kind]
+        fits = a.ndim == 3 and a.shape[2] == len(operations) and len(a) > 0 and _nodes(a.shape[1]) is not None
+        if not fits or a.dtype.kind != "f" or not np.isfinite(a).all():
+            raise RnasError(
+                f"{path} is damaged: {kind} has shape {a.shape}; expected finite numbers, "
+                f"(epochs + 1, edges of a whole cell, {len(operations)} operations)"
+            )
+        a = a.astype(np.float64)
+        strengths[kind] = a if path.name == "strengths.npz" else _softmax(a)
+    return strengths, operations
+
+
+def _softmax(alphas: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The weights of Eq. 1 over the last axis."""
+    powers = np.exp(alphas - alphas.max(-1, keepdims=True))
+    return np.asarray(powers / powers.sum(-1, keepdims=True), dtype=np.float64)
 
 
 def _nodes(edges: int) -> int | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import MISSING, fields
 from typing import Any
 
-from rnas.settings import Distortion, Evaluate, Search, SearchSpace, Source, Train
+from rnas.nas.methods.rnas import Settings as Search
+from rnas.settings import Distortion, Evaluate, SearchSpace, Source, Train
 
 Changes = dict[str, dict[str, Any]]
 

@@ -9,9 +9,9 @@ from rnas.console import Console
 from rnas.distortion import DISTORTION, distortion
 from rnas.errors import RnasError, out_of_memory
 from rnas.evaluation import evaluate_run, holds
+from rnas.nas.search import GENOTYPE, search
 from rnas.nets.saved import META
 from rnas.reproduce.plan import Plan, Step
-from rnas.search import GENOTYPE, search
 from rnas.settings import Distortion, Evaluate, Search, Train
 from rnas.train import train
 

@@ -15,9 +15,9 @@ from typing import Any
 
 from rnas import paper
 from rnas.errors import RnasError
+from rnas.nas.methods import load, names
 from rnas.reproduce.budgets import BUDGETS
 from rnas.settings import (
-    METHODS,
     PAPER_ATTACKS,
     Bound,
     Distortion,
@@ -109,7 +109,7 @@ def _plan_table(plan: Plan, number: int, trainings: tuple[str, ...] | None = Non
             reason = "not among the architectures asked for (--only)"
         elif number == 5 and published.kind == "cell":
             if method is None:
-                reason = f"its search method is not implemented (there are: {', '.join(METHODS)})"
+                reason = f"its search method is not implemented (there are: {', '.join(names())})"
         elif published.source is None:
             reason = published.note
         runs: dict[str, tuple[Path, ...]] = {}
@@ -133,7 +133,7 @@ def _searched(plan: Plan, name: str, method: str | None, data: str, seed: int) -
 def _method(name: str) -> str | None:
     """The search method that finds the cells called `name`; None if it does not exist."""
     wanted = "rnas" if name in PUBLISHED_BOUNDS.values() else _letters(name.removesuffix("-free"))
-    return next((m for m in METHODS if _letters(m) == wanted), None)
+    return next((m for m in names() if _letters(m) == wanted), None)
 
 
 def _letters(name: str) -> str:
@@ -200,8 +200,10 @@ def _search(plan: Plan, method: str, bound: str, data: str, seed: int) -> Path:
         "resume": True,
         **_changes(plan, "search"),
     }
-    folder = _folder(plan, f"search-{method}-{bound}-{_short(data)}-s{seed}", Search(Path(), **options))
-    plan.steps[folder] = Search(folder, **options)
+    settings = load(method).settings
+    options = {name: value for name, value in options.items() if name in settings.__dataclass_fields__}
+    folder = _folder(plan, f"search-{method}-{bound}-{_short(data)}-s{seed}", settings(Path(), **options))
+    plan.steps[folder] = settings(folder, **options)
     return folder
 
 

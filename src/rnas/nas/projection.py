@@ -42,7 +42,7 @@ def project(
 ) -> Projection:
     """Move `alphas`, in place, to the nearest point where F is at most `bound`. # Eq. 9
 
-    `sloped(scale)` is F at the alphas as they are, perhaps on a sample, and the `gradients` of F / scale; `measure()`
+    `sloped(scale)` is F at the alphas as they are, perhaps on a sample, and the gradients of F / scale; `measure()`
     is the F by which feasibility is judged. Nothing moves if F ≤ H already. It aims at (1 - margin)·H, as a sampled F
     scatters, and lower where the samples' F proves smaller than the measured one.
     Stops early once feasible and stationary (the Lagrangian's gradient is at most `tolerance`); otherwise, after
@@ -97,11 +97,6 @@ def project(
                 a.copy_(a_best)
         distance, measured = best[0], best[1]
     return Projection(before, measured, multiplier, distance, k)
-
-
-def gradients(f: Tensor, alphas: Sequence[Tensor], scale: float) -> tuple[Tensor, ...]:
-    """Those of `f / scale` for each of `alphas`: zeros for one that `f` does not depend on."""
-    return torch.autograd.grad(f / scale, alphas, allow_unused=True, materialize_grads=True)
 
 
 def _newton_step(slope: list[Tensor], pull: Sequence[Tensor], penalty: float, curvature: float) -> list[Tensor]:

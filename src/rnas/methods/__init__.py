@@ -1,1 +1,0 @@
-"""Search methods: what each does with the architecture parameters."""

@@ -1,0 +1,1 @@
+"""Architecture search: the run, the engine, the methods."""

@@ -1,0 +1,383 @@
+"""What a search method may ask for: images, attacks, gradients, steps, measurements.
+
+    train(n), validation, monitored      batches: a pass of the first half, the second half without end, fixed images
+    logits(x, w), features(x, w)         passes in the network's mode
+    adversarial(x, y, w)                 the images of the search's attack
+    slope(objective, inputs, parameters) a loss and its gradients, recorded on a GPU where that pays
+    descend(slope, parameters, optimiser, clip)         a step with them
+    descend_weights(x, y, w)             both, for the network's weights and cross-entropy
+    input_term(loss, terms, y, parameters)              the gradient of an input gradient's norm, by first-order passes
+    shifted(parameters, direction, t)    within: the parameters moved; put back bit for bit
+    calibrated(images, w)                within: BN's running statistics those of `w`; put back
+    measure(batches, w)                  losses, accuracies, F
+    candidates(n, sample, score, told)   a phase without gradients that can be resumed
+    saw_weights, saw_architecture        what the log tells of losses
+
+`w` is the weights of operations, a method's `weights()` where it is left out. The network is in train mode outside of
+measurements and attacks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rnas.attacks import PGD
+from rnas.console import Console
+from rnas.data import Split, batches
+from rnas.data.dataset import stratified
+from rnas.graphs import ALPHAS, WEIGHTS, Kind
+from rnas.nas.methods.base import Method
+from rnas.nas.objectives import ImageLoss, Weighted
+from rnas.nets.fast_kernels import arranged_for
+from rnas.nets.recompute import buffers_kept
+from rnas.nets.space import Input, Weights
+from rnas.nets.supernet import Supernet
+from rnas.objectives import FP32, CrossEntropy, Objective
+from rnas.runs import Run, read_log
+from rnas.settings import Search
+from rnas.steps import Running, check_finite, choose_precision, craft, differentiated, only, reseed
+
+C = TypeVar("C")
+Batch = tuple[Tensor, Tensor]  # x (B,3,H,W) in [0,1], y (B,)
+TRAIN, VALIDATION, WEIGHTS_DRAWN, LOOP, PROJECTION, NOISE, CANDIDATES = range(7)  # streams of random numbers
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One half of the data as the supernet sees it: losses and accuracies in eval mode, F on batch statistics."""
+
+    clean_loss: float
+    clean_accuracy: float
+    adversarial_loss: float
+    adversarial_accuracy: float
+    vulnerability: float
+
+
+class Slope(NamedTuple):
+    """What a step goes by."""
+
+    loss: Tensor
+    told: Tensor
+    """What the objective tells besides: logits (B,classes), or a number."""
+    grads: tuple[Tensor, ...]
+    """As the parameters; theirs until the next slope."""
+
+
+@dataclass(frozen=True)
+class Halves:
+    """The images of a search, on its device."""
+
+    train: Split
+    validation: Split
+    iterations: int
+    """T: batches of an epoch."""
+    settings: Search
+    device: torch.device
+
+    def batches(self, split: Split, stream: int, epoch: int) -> Iterator[Batch]:
+        """The shuffled, augmented batches of one epoch."""
+        seed, size = self.settings.seed * 2 + stream, self.settings.batch_size
+        return batches(split, size, seed=seed, epoch=epoch, augment=True, device=self.device, drop_last=True)
+
+    def validation_forever(self, epoch: int) -> Iterator[Batch]:
+        """The validation batches of one epoch, over and over: a method may need more than one pass."""
+        while True:
+            yield from self.batches(self.validation, VALIDATION, epoch)
+
+    def monitored(self, split: Split) -> list[Batch]:
+        """`monitor` images of a half, of every class its share, as they are."""
+        chosen = stratified(split.labels, min(self.settings.monitor, len(split)), self.settings.seed)
+        images = split[chosen.nonzero()[:, 0].to(split.labels.device)]
+        return list(batches(images, self.settings.batch_size, device=self.device))
+
+
+class Engine:
+    """The services of one search; `net` and the optimisers change where a method changes its supernet's shape."""
+
+    net: Supernet
+    optimizer: torch.optim.Optimizer
+    """Of the network's weights."""
+    optimiser: torch.optim.Optimizer | None
+    """Of the method's parameters, as the method made it."""
+    validation: Iterator[Batch]
+    """The second half, shuffled and augmented, without end; anew in every epoch."""
+
+    def __init__(self, method: Method, attack: PGD, images: Halves, console: Console | None = None):
+        self.method, self.attack, self.images = method, attack, images
+        self.settings = images.settings
+        self.console = console or Console(quiet=True)
+        self.precision = choose_precision(self.settings.precision)
+        self.generator = torch.Generator()
+        """For a method's noise: on the CPU, seeded for every epoch."""
+        self.epoch = 0
+        self.run: Run | None = None
+        """Where the search is written, once it is open."""
+
+    def use(self, net: Supernet) -> None:
+        """Work on `net` from now on, with new optimisers."""
+        s = self.settings
+        self.net = net
+        self.optimizer = torch.optim.SGD(net.thetas, s.lr, s.momentum, weight_decay=s.weight_decay)
+        self.optimiser = self.method.optimiser()
+
+    def begin(self, epoch: int) -> None:
+        """Begin an epoch (from 1): random numbers, meters, batches."""
+        self.epoch = epoch
+        self.reseed(LOOP)
+        self.generator.manual_seed((self.settings.seed * 1_000_003 + epoch) * 8 + NOISE)
+        self.validation = self.images.validation_forever(epoch)
+        self.weights_seen, self.architecture_seen = Running(self.device), Running(self.device)
+        self.steps = 0  # batches differentiated, for the images of a second
+
+    # --- images
+
+    @property
+    def device(self) -> torch.device:
+        return self.images.device
+
+    @property
+    def iterations(self) -> int:
+        """T: batches of the images to train on."""
+        return self.images.iterations
+
+    def train(self, n: int | None = None) -> Iterator[Batch]:
+        """The first `n` of an epoch's training batches, by default all; with a progress bar."""
+        n = self.iterations if n is None else n
+        drawn = self.images.batches(self.images.train, TRAIN, self.epoch)
+        with self.console.bar(f"search, epoch {self.epoch} of {self.settings.epochs}", n) as advance:
+            for _ in range(n):
+                yield next(drawn)
+                advance(1)
+
+    @property
+    def monitored(self) -> list[Batch]:
+        """The images of the second half that measurements are made on."""
+        return self.images.monitored(self.images.validation)
+
+    @property
+    def monitored_train(self) -> list[Batch]:
+        """Those of the images to train on."""
+        return self.images.monitored(self.images.train)
+
+    def reseed(self, stream: int) -> None:
+        """Seed torch's generators for a part of this epoch."""
+        reseed(self.settings.seed, stream, self.epoch)
+
+    # --- passes, gradients, steps
+
+    def logits(self, x: Tensor, w: Weights | None = None) -> Tensor:
+        """(B,classes)"""
+        return self.precision.of(self.net)(x, self._weights(w))
+
+    def features(self, x: Tensor, w: Weights | None = None) -> list[Tensor]:
+        """The output of every cell, each (B,C_i,H_i,W_i)."""
+        with self.precision.autocast(x.device):
+            return self.net.forward_cells(x, self._weights(w))[1]
+
+    def _weights(self, w: Weights | None) -> Weights:
+        return self.method.weights() if w is None else w
+
+    def adversarial(self, x: Tensor, y: Tensor, w: Weights | None = None) -> Tensor:
+        """Adversarial images against the network in eval mode; a sampled one is attacked as it is then trained."""
+        return craft(self.attack, self.net, x, y, self.precision, self._weights(w).detach())
+
+    def slope(
+        self,
+        objective: Objective,
+        inputs: Sequence[Input],
+        parameters: Iterable[nn.Parameter],
+        kind: Kind = ALPHAS,
+        train: bool = True,
+    ) -> Slope:
+        """`objective` of the network and `inputs`, and its gradients for `parameters`; zeros for one it does not
+        depend on. In train mode, or else in eval mode. `kind` says how much memory may be recorded."""
+        parameters = list(parameters)
+        self.net.train(train)
+        self.steps += 1
+        with only(parameters, self.net):
+            loss, told = differentiated(kind, objective, self.net, inputs, parameters)
+        self.net.train()
+        grads = tuple(torch.zeros_like(p) if p.grad is None else p.grad for p in parameters)
+        return Slope(loss, told, grads)
+
+    def descend(
+        self,
+        slope: Slope,
+        parameters: Iterable[nn.Parameter],
+        optimiser: torch.optim.Optimizer | None,
+        clip: float | None = None,
+    ) -> None:
+        """One step of `optimiser` with the gradients of `slope`, cut to the norm `clip`."""
+        assert optimiser is not None, "the method has no optimiser"
+        parameters = list(parameters)
+        for p, grad in zip(parameters, slope.grads, strict=True):
+            p.grad = grad
+        if clip is not None:
+            nn.utils.clip_grad_norm_(parameters, clip)
+        optimiser.step()
+
+    def descend_weights(self, x: Tensor, y: Tensor, w: Weights | None = None) -> Slope:
+        """One step of the network's weights down the cross-entropy of images as they are."""
+        thetas = self.net.thetas
+        inputs = arranged_for(self.net, x), y, self._weights(w).detach()
+        slope = self.slope(CrossEntropy(self.precision), inputs, thetas, WEIGHTS)
+        self.descend(slope, thetas, self.optimizer, self.settings.clip)
+        self.saw_weights(slope, y)
+        return slope
+
+    def saw_weights(self, slope: Slope, y: Tensor) -> None:
+        """Let the log know of a step of the weights, whose slope tells logits. RnasError if the loss is not finite."""
+        self._saw(self.weights_seen, "training", slope, y)
+
+    def saw_architecture(self, slope: Slope, y: Tensor) -> None:
+        """The same of a step of the method's parameters."""
+        self._saw(self.architecture_seen, "architecture", slope, y)
+
+    def _saw(self, running: Running, what: str, slope: Slope, y: Tensor) -> None:
+        running.add(slope.loss, slope.told, y)
+        check_finite(slope.loss, what, self.epoch, running.batches)
+
+    def input_term(
+        self,
+        loss: ImageLoss,
+        terms: Sequence[tuple[float, Tensor]],
+        y: Tensor,
+        parameters: Iterable[nn.Parameter],
+        noise: Sequence[Tensor] = (),
+        *,
+        norm: Literal["l1", "l2"] = "l2",
+        squared: bool = False,
+        eps: float = 1e-2,
+        train: bool = False,
+    ) -> Slope:
+        """R = mean_b ‖d_b‖ for d_b = Σ_i s_i ∇_x ℓ_b(x_i), and its gradients for `parameters`: by first-order passes.
+
+        `terms`: (s_i, x_i (B,3,H,W)): of RACL and DSRNA one, of AdvRush two (+1 shifted, -1 as it is). With u_b the
+        slope of the norm at d_b, held fixed, ∇R = ∇ mean_b Σ_i s_i (ℓ_b(x_i + εu_b) - ℓ_b(x_i - εu_b)) / 2ε, as ε becomes
+        small up to kinks (docs/decisions/022). `eps` is a length in pixel values (l2: of the image's whole shift, l1:
+        of each pixel's). BN's running statistics stay as they are. Tells R.
+        """
+        parameters = list(parameters)
+        d = sum(s * self._input_gradient(loss, x, y, noise, train) for s, x in terms)
+        assert isinstance(d, Tensor), "there are terms"
+        size = d.flatten(1).norm(p=1 if norm == "l1" else 2, dim=1)
+        u = d.sign() if norm == "l1" else d / size.clamp_min(1e-30).view(-1, 1, 1, 1)
+        of_each = (2 * size if squared else torch.ones_like(size)) / (2 * eps * len(y))
+        passes = [(t * s * of_each, x + t * eps * u) for s, x in terms for t in (1, -1)]
+        if not train:  # images do not know of each other: one pass for all
+            passes = [(torch.cat([c for c, _ in passes]), torch.cat([x for _, x in passes]))]
+        grads = [torch.zeros_like(p) for p in parameters]
+        with buffers_kept(self.net):
+            for c, x in passes:
+                inputs = x, y.repeat(len(x) // len(y)), c, *noise
+                slope = self.slope(Weighted(loss), inputs, parameters, train=train)
+                grads = [g + more for g, more in zip(grads, slope.grads, strict=True)]
+        value = (size.square() if squared else size).mean()
+        return Slope(value, value, tuple(grads))
+
+    def _input_gradient(self, loss: ImageLoss, x: Tensor, y: Tensor, noise: Sequence[Tensor], train: bool) -> Tensor:
+        """(B,3,H,W), of the sum of the images' losses."""
+        x = x.detach().requires_grad_()
+        self.net.train(train)
+        with only((), self.net), buffers_kept(self.net):
+            (gradient,) = torch.autograd.grad(loss(self.net, x, y, *noise).sum(), x)
+        self.net.train()
+        return gradient
+
+    @contextmanager
+    def shifted(self, parameters: Sequence[nn.Parameter], direction: Sequence[Tensor], t: float) -> Iterator[None]:
+        """Within, each parameter is `t` times its direction from where it is; then it is put back bit for bit, and so
+        are the buffers of the network, BN's running statistics among them."""
+        kept = [p.detach().clone() for p in parameters]
+        with torch.no_grad():
+            torch._foreach_add_(list(parameters), list(direction), alpha=t)
+        try:
+            with buffers_kept(self.net):
+                yield
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_(list(parameters), kept)
+
+    @contextmanager
+    def calibrated(self, images: Iterable[Tensor], w: Weights | None = None) -> Iterator[None]:
+        """Within, BN's running statistics are the means over batches of `images` (B,3,H,W) with the weights `w`: those
+        of a sub-network. Then they are put back."""
+        w = self._weights(w).detach()
+        bns = [m for m in self.net.modules() if isinstance(m, nn.BatchNorm2d)]
+        momenta = [bn.momentum for bn in bns]
+        with buffers_kept(self.net):
+            try:
+                for k, x in enumerate(images, 1):
+                    for bn in bns:
+                        bn.momentum = 1 / k
+                    with torch.no_grad():
+                        self.net.train()(x, w)
+            finally:
+                for bn, momentum in zip(bns, momenta, strict=True):
+                    bn.momentum = momentum
+            yield
+
+    # --- measurements
+
+    def measure(self, images: Iterable[Batch], w: Weights | None = None) -> Measured:
+        """Losses, accuracies and F over `images`: the same for the same network, which is left as it was.
+
+        In float32 whatever the search's precision: F ≤ H is a promise, and bfloat16 is too coarse to make it.
+        """
+        attack = replace(self.attack, seed=self.settings.seed)
+        w = self._weights(w).detach()
+        vulnerability = self.method.vulnerability()
+        clean, adversarial = Running(self.device), Running(self.device)
+        total, count = torch.zeros((), device=self.device), 0
+        for x, y in images:
+            x_adv = craft(attack, self.net, x, y, FP32, w)
+            with torch.no_grad(), buffers_kept(self.net):
+                self.net.eval()
+                for running, seen in ((clean, x), (adversarial, x_adv)):
+                    logits = self.net(seen, w)
+                    running.add(F.cross_entropy(logits, y), logits, y)
+                self.net.train()
+                total += vulnerability(self.net, x, x_adv, w)[0] * len(y)
+            count += len(y)
+        return Measured(clean.loss, clean.accuracy, adversarial.loss, adversarial.accuracy, float(total) / count)
+
+    # --- a phase without gradients
+
+    def candidates(
+        self,
+        n: int,
+        sample: Callable[[torch.Generator], C],
+        score: Callable[[C], float | None],
+        told: Callable[[C], Any],
+    ) -> list[tuple[C, float]]:
+        """`n` candidates, the best first: each drawn by `sample`, and scored by `score`, higher is better; None is
+        for one that is not good enough to be scored.
+
+        The number of a candidate decides what is drawn for it, and each has its line in the log, with what is `told`
+        of it: a search that is resumed goes on after the last one.
+        """
+        done = {e["number"]: e["score"] for e in self._logged() if e.get("event") == "candidate"}
+        found: list[tuple[C, float]] = []
+        with self.console.bar("candidates", n) as advance:
+            for number in range(n):
+                reseed(self.settings.seed, CANDIDATES, number)
+                candidate = sample(torch.Generator().manual_seed(torch.initial_seed()))
+                if number not in done:
+                    done[number] = score(candidate)
+                    if self.run is not None:
+                        self.run.log(event="candidate", number=number, score=done[number], candidate=told(candidate))
+                value = done[number]
+                if value is not None:
+                    found.append((candidate, value))
+                advance(1)
+        return sorted(found, key=lambda pair: -pair[1])
+
+    def _logged(self) -> list[dict[str, Any]]:
+        return [] if self.run is None else read_log(self.run.folder)

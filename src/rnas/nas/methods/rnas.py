@@ -1,0 +1,225 @@
+"""RNAS (Qian et al., ECCV 2022): Algorithm 1, a search under a bound H on the network vulnerability F.
+
+Departures and readings: α's step is first order; it descends on the clean and the adversarial loss (Eq. 8), or, as line
+5 writes it, on the adversarial one alone (`--arch-loss adv`); H may be a share of F after the warm-up, which carries
+over to other data; the projection is the method of multipliers (`rnas.nas.projection`), which the paper leaves open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rnas.errors import RnasError
+from rnas.graphs import PROJECTION as PROJECTION_STEP
+from rnas.nas.engine import PROJECTION, Batch, Engine, Measured, Slope
+from rnas.nas.methods.base import Alphas, Cost, Fields, Method, adam
+from rnas.nas.objectives import Vulnerability, passed
+from rnas.nas.projection import ROUND, project
+from rnas.nets.space import Shape, Weights
+from rnas.objectives import FP32
+from rnas.precision import Precision
+from rnas.settings import Bound, Features, Reduction, Search, at_least
+from rnas.steps import only
+
+# The projection aims this share under H: F is sampled, and the promise is F ≤ H on the monitored images.
+MARGIN = 0.1
+UNPROJECTED: Fields = dict.fromkeys(("F_before", "multiplier", "distance", "projection_steps"))
+
+
+@dataclass(frozen=True)
+class Settings(Search):
+    """Search an architecture under a bound on its network vulnerability (RNAS, Algorithm 1)."""
+
+    method: str = "rnas"
+    """Search method."""
+    bound: str = "1e-4"
+    """H: a number (1e-4 = RNAS-H, 1e-5 = RNAS-L), a share of F after the warm-up such as 0.5x, or none."""
+    warmup: int | None = None
+    """Epochs that train only the weights (Phase I); by default a quarter, the paper's 15 of 60."""
+    alpha_lr: float = 6e-4
+    alpha_weight_decay: float = 1e-3
+    arch_loss: Literal["clean+adv", "adv"] = "clean+adv"
+    """α descends on clean + adversarial loss (Eq. 8), or on the adversarial alone (Algorithm 1, line 5)."""
+    reduction: Reduction = "mean"
+    """KL over the positions of a channel: mean (divided by H·W) or sum (nats)."""
+    features: Features = "raw"
+    """Measure F on the cell outputs as they are, or brought to zero mean and unit variance per channel."""
+    projection_steps: int | None = None
+    """Most steps of one projection; by default the second half of the epoch, as in the paper."""
+    projection_lr: float = 0.2
+    """Largest move of a coordinate of α_p in one step of the projection."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        Bound.parse(self.bound)
+        at_least(self, 1, "projection_steps")
+        at_least(self, 0, "warmup", "alpha_lr", "alpha_weight_decay", "projection_lr")
+        if self.phase_one >= self.epochs:
+            raise RnasError(f"warmup is {self.phase_one} of {self.epochs} epochs: nothing is left to search in")
+
+    @property
+    def phase_one(self) -> int:
+        """Epochs of the warm-up."""
+        return self.epochs // 4 if self.warmup is None else self.warmup
+
+
+class Rnas(Method):
+    """α of both kinds of cell; H, once it is known."""
+
+    settings: Settings
+    alpha: Alphas
+
+    def __init__(self, settings: Settings):
+        super().__init__(settings)
+        self.bound: float | None = None
+
+    # --- Algorithm 1
+
+    def epoch(self, engine: Engine) -> Fields:
+        """One turn of the outer loop."""
+        if engine.epoch <= self.settings.phase_one:  # Phase I
+            for x, y in engine.train():
+                engine.descend_weights(engine.adversarial(x, y), y)
+            return {"phase": "warmup", **UNPROJECTED}
+        half = max(1, engine.iterations // 2)
+        for (x, y), (x_val, y_val) in zip(engine.train(half), engine.validation, strict=False):  # Step 1, lines 3-6
+            engine.descend_weights(engine.adversarial(x, y), y)
+            self.descend_alphas(engine, x_val, y_val)
+        if self.bound is None:
+            return {"phase": "search", **UNPROJECTED}
+        return {"phase": "search", **self.project(engine, self.bound, engine.iterations - half)}  # Step 2, lines 8-12
+
+    def descend_alphas(self, engine: Engine, x: Tensor, y: Tensor) -> Slope:
+        """α down L_val + L_val^adv (Eq. 8), or L_val^adv alone (line 5)."""
+        objective = ValidationLoss(self.settings.arch_loss == "clean+adv", engine.precision)
+        slope = engine.slope(objective, (x, engine.adversarial(x, y), y), self.parameters())
+        engine.descend(slope, self.parameters(), engine.optimiser)
+        engine.saw_architecture(slope, y)
+        return slope
+
+    def project(self, engine: Engine, bound: float, steps: int) -> Fields:
+        """α to the nearest α_p with F(α_p) ≤ H (Eq. 9), θ fixed.
+
+        A round of gradient steps shares a validation batch and its adversarial images, crafted against the α_p of the
+        round's beginning; the monitored images, always attacked afresh, decide whether F ≤ H.
+        """
+        engine.reseed(PROJECTION)
+
+        def rounds() -> Iterator[Batch]:
+            for x, y in engine.validation:
+                x_adv = engine.adversarial(x, y)
+                for _ in range(ROUND):
+                    yield x, x_adv
+
+        drawn = rounds()
+        with only(list(self.parameters()), engine.net):
+            done = project(
+                list(self.parameters()),
+                lambda scale: self.slope_of_f(engine, *next(drawn), scale),
+                lambda: engine.measure(engine.monitored).vulnerability,
+                bound,
+                steps=self.settings.projection_steps or max(1, steps),
+                lr=self.settings.projection_lr,
+                margin=MARGIN,
+            )
+        return {
+            "F_before": done.before,
+            "multiplier": done.multiplier,
+            "distance": done.distance,
+            "projection_steps": done.steps,
+        }
+
+    def slope_of_f(
+        self, engine: Engine, x: Tensor, x_adv: Tensor, scale: float = 1.0
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """F on batch statistics (Eq. 6), and the gradients of F / scale for the α."""
+        objective = self.vulnerability(engine.precision, scale)
+        slope = engine.slope(objective, (x, x_adv), self.parameters(), PROJECTION_STEP)
+        return slope.told, slope.grads
+
+    # --- what the engine asks
+
+    def begin(self, shape: Shape) -> None:
+        self.alpha = Alphas(shape.space)
+
+    def weights(self, *noise: Tensor) -> Weights:
+        return self.alpha.softmax()
+
+    def optimiser(self) -> torch.optim.Optimizer:
+        return adam(self.parameters(), self.settings.alpha_lr, self.settings.alpha_weight_decay)
+
+    def vulnerability(self, precision: Precision = FP32, scale: float = 1.0) -> Vulnerability:
+        return Vulnerability(self.settings.reduction, self.settings.features, precision, scale)
+
+    def start(self, engine: Engine) -> None:
+        if self.settings.phase_one == 0:
+            self.know_bound(engine.measure(engine.monitored))
+
+    def measured(self, engine: Engine, validation: Measured) -> Fields:
+        if engine.epoch == self.settings.phase_one:
+            self.know_bound(validation)
+        return {"H": self.bound}
+
+    def know_bound(self, validation: Measured) -> None:
+        """H as a number: a relative bound is a share of F at the end of the warm-up."""
+        bound = Bound.parse(self.settings.bound)
+        if bound is not None:
+            self.bound = bound.value * validation.vulnerability if bound.relative else bound.value
+
+    def strengths(self) -> tuple[Tensor, ...]:
+        return self.alpha.strengths()
+
+    def alphas(self) -> list[Tensor]:
+        return list(self.parameters())
+
+    def told(self, event: Mapping[str, Any]) -> str:
+        if event["F_before"] is None:
+            return ""
+        return f" (before the projection {event['F_before']:.2e}, H {event['H']:.2e})"
+
+    def warning(self, last: Mapping[str, Any]) -> dict[str, Any] | None:
+        if last["H"] is None or last["F"] <= last["H"]:
+            return None
+        message = (
+            f"the search ended with F = {last['F']:.3g} over its bound H = {last['H']:.3g}: more epochs or steps help"
+        )
+        return {"message": f"{message} (--epochs, --projection-steps)", "F": last["F"], "H": last["H"]}
+
+    @classmethod
+    def cost(cls, settings: Search, epoch: int, iterations: float) -> Cost:
+        """Phase I trains the weights; Phase II trains both on half of an epoch, then projects as long, with one attack
+        for each round of steps."""
+        assert isinstance(settings, Settings)
+        if epoch <= settings.phase_one:
+            return Cost(iterations, iterations)
+        half = iterations / 2
+        projected = half if settings.projection_steps is None else settings.projection_steps
+        return Cost(attacks=2 * half + projected / ROUND, passes=3 * half + 2 * projected)
+
+    def get_extra_state(self) -> dict[str, float | None]:
+        return {"bound": self.bound}
+
+    def set_extra_state(self, state: dict[str, float | None]) -> None:
+        self.bound = state["bound"]
+
+
+@dataclass(frozen=True)
+class ValidationLoss:
+    """What α descends on: L_val^adv, with L_val if `clean`. # Eq. 8"""
+
+    clean: bool
+    precision: Precision
+
+    def __call__(self, net: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Tells the adversarial logits (B,classes)."""
+        logits = passed(net, x_adv, self.precision)
+        loss = F.cross_entropy(logits, y)
+        if self.clean:
+            loss = loss + F.cross_entropy(passed(net, x, self.precision), y)
+        return loss, logits
