@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rnas.attacks.apgd import APGD
-from rnas.attacks.base import Attack, checked
+from rnas.attacks.base import Attack
 from rnas.attacks.checks import check_threat, plain_numbers
 from rnas.attacks.fab import FAB
 from rnas.attacks.losses import correct
@@ -46,7 +46,7 @@ def standard(classes: int) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutoAttack:
+class AutoAttack(Attack):
     """AutoAttack `standard`; images that hold against all four attacks are returned as they are."""
 
     eps: float = 8 / 255
@@ -71,7 +71,3 @@ class AutoAttack:
             result[alive[~standing]] = x_adv[~standing]
             alive = alive[standing]
         return result
-
-    def __call__(self, model: Model, x: Tensor, y: Tensor) -> Tensor:
-        """Adversarial images (B,C,H,W) for `x` in [0,1] and labels `y` (B,). RnasError on bad input."""
-        return checked(self, model, x, y)

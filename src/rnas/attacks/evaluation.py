@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from rnas.attacks import trust
 from rnas.attacks.autoattack import MEMBERS, member, standard
-from rnas.attacks.base import Attack, confirmed, needs_gradient, numeric
+from rnas.attacks.base import Attack, confirmed, numeric
 from rnas.attacks.checks import (
     answer,
     check_classes,
@@ -195,7 +195,7 @@ class _Run:
         """RnasError if one of the attacks `names` is not defined for such a model."""
         for name in set(names) & {"apgd-dlr", "apgd-t"}:
             check_classes(torch.empty(0, classes), 3, name)
-        white = [n for n in names if n == "aa" or needs_gradient(attack_named(n, self.eps, self.norm))]
+        white = [n for n in names if n == "aa" or not attack_named(n, self.eps, self.norm).black_box]
         if white:
             check_gradient(self.plain, self.first(2)[0], ", ".join(white))
 

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor
 
-from rnas.attacks.base import checked
+from rnas.attacks.base import Attack
 from rnas.attacks.batching import row_limit
 from rnas.attacks.checks import check_positive, check_threat, plain_numbers
 from rnas.attacks.losses import correct, margin
@@ -24,7 +24,7 @@ OVERHEAD = {"cpu": 5.0, "gpu": 256.0}  # rows that cost about as much as a forwa
 
 
 @dataclass(frozen=True, kw_only=True)
-class Square:
+class Square(Attack):
     """Square Attack on the margin, with the schedule of p unrescaled, as AutoAttack runs it.
 
     The proposals (place, size, signs) of a run are drawn once for all images; the first perturbation, and for l_2 the
@@ -175,10 +175,6 @@ class Square:
             delta[second] = 0
             delta[first] = _unit_channels(change) * budget
         return (x + self.eps * unit(delta)).clamp_(0, 1)
-
-    def __call__(self, model: Model, x: Tensor, y: Tensor) -> Tensor:
-        """Adversarial images (B,C,H,W) for `x` in [0,1] and labels `y` (B,). RnasError on bad input."""
-        return checked(self, model, x, y)
 
 
 @dataclass(frozen=True)
