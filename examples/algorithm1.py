@@ -73,7 +73,7 @@ def alpha_step(net: Supernet, optimizer: torch.optim.Optimizer, attack: PGD, x: 
     """
     x_adv = attacked(net, attack, x, y)
     net.train()
-    loss = cross_entropy(net(x), y) + cross_entropy(net(x_adv), y)  # Eq. 8, first line
+    loss = cross_entropy(net(x_adv), y) + cross_entropy(net(x), y)  # Eq. 8, first line
     optimizer.zero_grad()
     loss.backward(inputs=net.alphas)  # ∇_α, first order: θ* is taken to be θ
     optimizer.step()
