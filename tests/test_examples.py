@@ -27,16 +27,16 @@ def images(epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         yield 0.7 * torch.rand(6, 3, 8, 8, generator=drawn, dtype=torch.float64) + 0.3 * y.view(-1, 1, 1, 1), y
 
 
-def search_of_two_cells() -> tuple[Supernet, PGD]:
-    """In float64 with an l_2 attack, whose steps do not hang on the sign of a zero."""
+def small_search() -> tuple[Supernet, PGD]:
+    """Three cells, one of them normal, in float64, with an l_2 attack: its steps do not hang on the sign of a zero."""
     torch.manual_seed(0)
-    net = Supernet(SearchSpace(cells=2, channels=2, nodes=2), 2).double()
+    net = Supernet(SearchSpace(cells=3, channels=2, nodes=1), 2).double()
     return net, PGD(eps=0.5, step=0.2, steps=2, random_start=False, norm="l2")
 
 
 def trace() -> list[dict[str, float]]:
     """One epoch of Phase I and two of Phase II, under a bound that binds nothing."""
-    net, attack = search_of_two_cells()
+    net, attack = small_search()
     settings = algorithm1.Settings(epochs=3, warmup=1)
     genotype, seen = algorithm1.algorithm1(
         net, attack, images, lambda epoch: images(10 + epoch), list(images(20))[:2], 1e9, settings
@@ -54,7 +54,7 @@ def test_the_losses_are_those_of_the_librarys_search() -> None:
 
 
 def test_the_projection_moves_the_architecture_alone_and_below_the_bound() -> None:
-    net, attack = search_of_two_cells()
+    net, attack = small_search()
     before = {name: p.detach().clone() for name, p in net.named_parameters()}
     judges = list(images(20))[:2]
     bound = 0.9 * algorithm1.measured(net, attack, judges)
