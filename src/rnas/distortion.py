@@ -135,7 +135,7 @@ def _network(name: str, settings: Distortion) -> _Network:
         net, meta = load_model(folder)
         source, seed, standard = training_of(folder)
         data = (
-            load_test_data(settings.data, folder, meta, settings.data_root)
+            load_test_data(settings.data, folder, meta, settings.data_root, settings.image_size)
             if settings.data
             else load_data(source, seed)
         )

@@ -255,7 +255,7 @@ def _test_images(settings: Evaluate, folder: Path, meta: dict[str, Any]) -> tupl
         source, seed, _ = training_of(folder)
         data = load_data(source, seed)
     else:
-        data = load_test_data(settings.data, folder, meta)
+        data = load_test_data(settings.data, folder, meta, image_size=settings.image_size)
     if list(data.classes) != meta["classes"]:
         raise RnasError(
             f"{data.name} has other classes than the network in {folder}: {_some(data.classes)} "
@@ -263,7 +263,7 @@ def _test_images(settings: Evaluate, folder: Path, meta: dict[str, Any]) -> tupl
         )
     if list(data.image_size) != meta["image_size"]:
         raise RnasError(
-            f"{data.name} has images of {data.image_size}: the network in {folder} takes {meta['image_size']}"
+            f"{data.name} has images of {list(data.image_size)}: the network in {folder} takes {meta['image_size']}"
         )
     n = min(settings.limit or len(data.test), len(data.test))
     return data.name, data.test[stratified(data.test.labels, n, seed=0).nonzero()[:, 0]]  # the same for every run

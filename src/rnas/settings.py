@@ -293,6 +293,8 @@ class Evaluate:
     """Attack only N test images, of every class its share."""
     data: str | None = None
     """Other images than the network was trained on (same classes); of a folder, test/CLASS/* or CLASS/*."""
+    image_size: int | None = None
+    """Side to which the images of --data are scaled, in pixels; by default to what the network was trained at."""
     batch_size: int = 256
     seed: int = 0
     device: Device = "auto"
@@ -303,6 +305,8 @@ class Evaluate:
         _check_eps(self.eps, self.norm)
         _check_seed(self.seed)
         _at_least(self, 1, "limit", "batch_size")
+        if self.image_size is not None and self.data is None:
+            raise RnasError("image-size is for the images of --data: the network's own have its size")
         if not self.attacks:
             raise RnasError(f"attacks is empty: name some, such as {' '.join(PAPER_ATTACKS)}")
 
@@ -320,7 +324,7 @@ class Distortion:
     data_root: Path | None = None
     """Where the named data sets lie or are downloaded to."""
     image_size: int | None = None
-    """Side of the images that an untrained network takes, in pixels; by default as they are."""
+    """Side to which the images are scaled, in pixels; by default to what a run was trained at."""
     test_fraction: float | None = None
     """Share of images to measure an untrained network on, for folders that have no train/ and test/."""
     layers: tuple[str, ...] | None = None
