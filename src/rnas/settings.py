@@ -54,6 +54,24 @@ def _at_least(settings: Any, low: float, *names: str) -> None:
             raise RnasError(f"{name.replace('_', '-')} is {value}: expected {finite}{low:g} or more")
 
 
+def _take_paths(settings: Any, *names: str) -> None:
+    """Let the paths `names` of `settings` be given as strings, too."""
+    for name in names:
+        value = getattr(settings, name)
+        if isinstance(value, str):
+            object.__setattr__(settings, name, Path(value))
+        elif isinstance(value, list | tuple):
+            object.__setattr__(settings, name, tuple(map(Path, value)))
+
+
+def _take_names(settings: Any, *names: str) -> None:
+    """Let what `settings` call by a string, a name or a path, be given as a path, too."""
+    for name in names:
+        value = getattr(settings, name)
+        if isinstance(value, Path):
+            object.__setattr__(settings, name, str(value))
+
+
 def _check_seed(seed: int) -> None:
     if not 0 <= seed < 2**31:
         raise RnasError(f"seed is {seed}: expected 0 to {2**31 - 1}")
@@ -112,6 +130,8 @@ class Source:
     """Use only this many training images of each class: for quick runs."""
 
     def __post_init__(self) -> None:
+        _take_paths(self, "data_root")
+        _take_names(self, "data")
         _at_least(self, 1, "limit_per_class")
         if self.test_fraction is not None and not 0 < self.test_fraction < 1:
             raise RnasError(f"test-fraction is {self.test_fraction}: expected a number between 0 and 1")
@@ -212,6 +232,7 @@ class Search:
     """Continue the run in this folder (or start it, if there is none)."""
 
     def __post_init__(self) -> None:
+        _take_paths(self, "out")
         if self.method not in METHODS:
             raise unknown("method", self.method, METHODS)
         Bound.parse(self.bound)
@@ -266,6 +287,8 @@ class Train:
     """Continue the run in this folder (or start it, if there is none)."""
 
     def __post_init__(self) -> None:
+        _take_paths(self, "out")
+        _take_names(self, "arch")
         _check_seed(self.seed)
         _check_clip(self.clip)
         _at_least(self, 1, "cells", "channels", "epochs", "batch_size")
@@ -302,6 +325,8 @@ class Evaluate:
     """Continue an evaluation that was cut off."""
 
     def __post_init__(self) -> None:
+        _take_paths(self, "run")
+        _take_names(self, "data")
         _check_eps(self.eps, self.norm)
         _check_seed(self.seed)
         _at_least(self, 1, "limit", "batch_size")
@@ -350,6 +375,8 @@ class Distortion:
     device: Device = "auto"
 
     def __post_init__(self) -> None:
+        _take_paths(self, "out", "data_root")
+        _take_names(self, "data")
         _check_eps(self.eps)
         _check_seed(self.seed)
         _at_least(self, 1, "attack_steps", "limit", "channels_shown", "cells", "channels", "batch_size")
@@ -387,6 +414,8 @@ class Reproduce:
     device: Device = "auto"
 
     def __post_init__(self) -> None:
+        _take_paths(self, "out", "data_root")
+        _take_names(self, "data")
         if self.what not in PAPER_RESULTS:
             raise unknown("table or figure", self.what, PAPER_RESULTS)
         _at_least(self, 1, "seeds")
@@ -401,6 +430,9 @@ class Report:
     runs: Positional[tuple[Path, ...]]
     """Folders of runs."""
     out: Path = Path("report.html")
+
+    def __post_init__(self) -> None:
+        _take_paths(self, "runs", "out")
 
 
 @dataclass(frozen=True)
@@ -437,6 +469,7 @@ class Run:
     """Continue the run in this folder (or start it, if there is none)."""
 
     def __post_init__(self) -> None:
+        _take_paths(self, "out")
         _check_eps(self.eps)
         _check_seed(self.seed)
         if self.bound is not None:
@@ -457,6 +490,9 @@ class Compare:
     json: bool = False
     """Print JSON instead of a table."""
 
+    def __post_init__(self) -> None:
+        _take_paths(self, "runs")
+
 
 @dataclass(frozen=True)
 class Data:
@@ -470,6 +506,9 @@ class Data:
     """Address of a folder that holds the official files, instead of their home."""
     json: bool = False
     """Print JSON instead of text."""
+
+    def __post_init__(self) -> None:
+        _take_paths(self, "data_root")
 
 
 @dataclass(frozen=True)
@@ -495,6 +534,9 @@ class Export:
     out: Path
     """The file to write."""
     format: Literal["onnx", "torchscript"] = "onnx"
+
+    def __post_init__(self) -> None:
+        _take_paths(self, "run", "out")
 
 
 # Where, when and in how much memory a run happens does not make it another run. What precision it computes in does, and

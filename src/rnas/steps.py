@@ -49,6 +49,19 @@ def load_data(source: Source, seed: int, console: Console | None = None, out: Pa
         )
 
 
+def load_own_data(folder: Path, meta: dict[str, Any]) -> Dataset:
+    """The data set that the network in `folder` was trained on. RnasError if its settings.json names another one: `fit`
+    trains on images that were made elsewhere, too."""
+    source, seed, _ = training_of(folder)
+    data = load_data(source, seed)
+    if data.name != meta.get("dataset", data.name):
+        raise RnasError(
+            f"the network in {folder} was trained on {meta['dataset']}, and its {SETTINGS} names {source.data}: "
+            "name the images with --data"
+        )
+    return data
+
+
 def load_test_data(
     spec: str, folder: Path, meta: dict[str, Any], root: Path | None = None, image_size: int | None = None
 ) -> Dataset:

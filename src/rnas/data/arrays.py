@@ -70,7 +70,7 @@ def npz(path: Path, image_size: Size | None = None) -> Dataset:
         raise RnasError(f"{path}: training images are {sizes[0]} and test images {sizes[1]}: give an image size")
     names = _class_names(found["classes"], path) if "classes" in found else None
     classes = check_labels(train.labels, test.labels, names, str(path))
-    return Dataset(path.stem, train, test, classes)
+    return Dataset(path.resolve().stem, train, test, classes)
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray[Any, Any]]:

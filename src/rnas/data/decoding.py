@@ -79,7 +79,7 @@ def _decoded(path: Path, size: Size | None) -> NDArray[np.uint8]:
             image.draft("RGB", (enough, enough))  # lets a JPEG decoder skip detail that would be lost anyway
         image.load()
         turn = UPRIGHT.get(_orientation(image))
-        rgb = _rgb(image if turn is None else image.transpose(turn))
+        rgb = _rgb(image.transpose(turn) if turn is not None else image)
         if size is not None and rgb.size != sides(size)[::-1]:
             rgb = ImageOps.fit(rgb, sides(size)[::-1], Image.Resampling.BILINEAR)
         return np.asarray(rgb)
@@ -91,13 +91,13 @@ def sides(size: Size) -> tuple[int, int]:
     return height, width
 
 
-def _orientation(image: Image.Image) -> int | None:
-    """EXIF's orientation, 1 to 8; None where there is none to be read. It is a note beside the pixels: a malformed one,
-    which cameras and editors write, costs the note only."""
+def _orientation(image: Image.Image) -> int:
+    """EXIF's orientation; 1, which is upright, where none can be read. It is a note beside the pixels: a malformed one,
+    as some cameras and editors write, costs the note only."""
     with contextlib.suppress(Exception):  # Pillow's parser raises many types on it
         orientation = image.getexif().get(ORIENTATION)
-        return orientation if isinstance(orientation, int) else None
-    return None
+        return orientation if isinstance(orientation, int) else 1
+    return 1
 
 
 @cache

@@ -29,7 +29,7 @@ MAX_FILE = 4 << 30
 """No file of these data sets has more bytes."""
 CHUNK = 1000
 
-Reader = Callable[[Path, int | None], Decoding]
+Reader = Callable[[Path, Size | None], Decoding]
 
 
 @dataclass(frozen=True)
