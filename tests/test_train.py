@@ -158,11 +158,9 @@ def test_what_cannot_be_built_anew_gets_no_model_json(net: nn.Module, tmp_path: 
     assert "package.module:function" in screen.getvalue()
 
 
-@pytest.mark.parametrize(
-    "arch", ["own_networks:Digits", "own_networks:Heads", "own_networks:nothing", "own:x", "os:_exit"]
-)
-def test_a_name_that_builds_another_network_is_refused_before_anything_is_written(arch: str, tmp_path: Path) -> None:
-    with pytest.raises(RnasError, match=arch.partition(":")[0] if "Digits" not in arch else "other answers"):
+@pytest.mark.parametrize("arch", [*(f"own_networks:{name}" for name in ("Digits", "Heads", "nothing")), "os:abort"])
+def test_a_name_that_builds_no_such_network_is_refused_before_anything_is_written(arch: str, tmp_path: Path) -> None:
+    with pytest.raises(RnasError):
         fit(Digits(stride=1), load("digits"), replace(SMALL, arch=arch, out=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
@@ -178,13 +176,7 @@ def test_images_that_the_settings_do_not_name_are_not_taken_for_others(tmp_path:
 
 def test_settings_take_paths_as_strings_and_strings_as_paths(tmp_path: Path) -> None:
     out = str(tmp_path)
-    for settings in (
-        Search(out=out),
-        Distortion(("x",), out),
-        Run(out=out),
-        Export(run=out, out=out),
-        Report((out,), out),
-    ):
+    for settings in (Search(out), Distortion(("x",), out), Run(out=out), Export(out, out), Report((out,), out)):
         assert settings.out == tmp_path
     assert Compare(runs=(out, out)).runs == (tmp_path, tmp_path)
     assert Source(data=tmp_path, data_root=out) == Source(data=out, data_root=tmp_path)
