@@ -43,15 +43,14 @@ def arrays(**changes: np.ndarray | None) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("command", [[], ["run"], ["search"], ["train"], ["evaluate"], ["report"]])
-def test_help_is_quick_and_needs_no_torch(command: list[str]) -> None:
-    code = "import sys, rnas.cli\ntry: rnas.cli.main(sys.argv[1:])\nfinally: assert 'torch' not in sys.modules"
-    before = os.times()
+def test_help_loads_nothing_that_takes_its_time(command: list[str]) -> None:
+    code = (
+        "import sys, rnas.cli\ntry: rnas.cli.main(sys.argv[1:])\n"
+        "finally: assert not {'torch', 'numpy', 'scipy', 'sklearn', 'matplotlib', 'PIL'} & set(sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code, *command, "--help"], capture_output=True, text=True, check=False)
-    after = os.times()
     assert done.returncode == 0, done.stderr
     assert "usage: rnas" in done.stdout.casefold()
-    spent = after.children_user + after.children_system - before.children_user - before.children_system
-    assert 0.05 < spent < 3, "half a second on an idle machine"
 
 
 @pytest.mark.parametrize(
@@ -218,12 +217,17 @@ def test_a_signal_ends_a_run_cleanly(number: int, code: int, word: str, tmp_path
         "--out",
         str(tmp_path / "x"),
     ]
-    process = subprocess.Popen([*command, "--limit-per-class", "30"], stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "x" / "environment.json").exists() and time.monotonic() < deadline:
+    process = subprocess.Popen(
+        [*command, "--limit-per-class", "30"],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # which `pytest &` ignores
+    )
+    while not (tmp_path / "x" / "environment.json").exists():
+        assert process.poll() is None, "the search ended before it could be interrupted"
         time.sleep(0.05)
     process.send_signal(number)
-    _, error = process.communicate(timeout=120)
+    _, error = process.communicate()
     assert process.returncode == code
     assert word in error
     assert "--resume goes on" in error

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -20,10 +21,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 import rnas.data
 from rnas.data import cache, images
+from rnas.data.decoding import decode
 from rnas.data.folders import _set_apart
 from rnas.errors import RnasError
 
@@ -217,6 +219,69 @@ def test_a_photograph_is_turned_upright_and_cut_to_its_middle(tmp_path):
     image = rnas.data.load(root, image_size=10).train.images[2]
     assert image[:, 5, 5].tolist() == [0, 255, 0]
     assert image[:, 0, 0].tolist() == [0, 255, 0]
+
+
+def exif(*entries: tuple[int, int, int, bytes]) -> bytes:
+    """An EXIF block of `entries`: tag, type, count, value."""
+    body = b"".join(struct.pack("<HHI", *entry[:3]) + entry[3] for entry in entries)
+    return b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(entries)) + body + struct.pack("<I", 0)
+
+
+TURNED = (0x0112, 3, 1, struct.pack("<HH", 6, 0))
+MALFORMED_EXIF = {
+    "a resolution that is text": (exif(TURNED, (0x011A, 2, 4, b"72\0\0")), True),
+    "a width that is a float": (exif(TURNED, (0x0100, 11, 1, struct.pack("<f", 16.0))), True),
+    "an orientation that is text": (exif((0x0112, 2, 4, b"up\0\0")), False),
+    "an orientation that there is not": (exif((0x0112, 3, 1, struct.pack("<HH", 9, 0))), False),
+    "no header": (b"Exif\0\0\0\x08\0\x02\x01\x12\0\x03", False),
+    "a header and nothing else": (b"Exif\0\0II*\0", False),
+}
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+@pytest.mark.parametrize("case", MALFORMED_EXIF)
+def test_malformed_exif_costs_the_note_and_not_the_image(tmp_path, case, suffix):
+    """It is turned upright where the orientation can be read, and otherwise taken as it is."""
+    block, upright = MALFORMED_EXIF[case]
+    Image.new("RGB", (6, 9), "red").save(tmp_path / f"x.{suffix}", exif=block)
+    assert decode(tmp_path / f"x.{suffix}").shape == ((6, 9, 3) if upright else (9, 6, 3))
+
+
+def test_every_orientation_is_set_upright(tmp_path):
+    """As Pillow does it, which fails where other tags of the block are malformed."""
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 6, 3), np.uint8)
+    for orientation in range(1, 9):
+        note = Image.Exif()
+        note[0x0112] = orientation
+        path = tmp_path / f"{orientation}.png"
+        Image.fromarray(pixels).save(path, exif=note)
+        with Image.open(path) as image:
+            assert np.array_equal(decode(path), np.asarray(ImageOps.exif_transpose(image)))
+
+
+@pytest.mark.parametrize("name", ["@eaDir", "__MACOSX", "#recycle", ".thumbnails"])
+def test_what_systems_put_among_images_is_neither_class_nor_image(tmp_path, name):
+    """Network storage and archives leave such folders everywhere, with thumbnails and notes that are no images."""
+    root = folder(tmp_path / "pets", n=2)
+    expected = len(rnas.data.load(root).train)
+    for place in (root, root / "train", root / "test", root / "train/ant"):
+        (place / name).mkdir()
+        Image.new("RGB", (3, 3)).save(place / name / "thumbnail.png")
+        (place / name / "note").write_text("no image")
+    dataset = rnas.data.load(root)
+    assert (len(dataset.train), dataset.classes) == (expected, ("ant", "bee"))
+
+
+def test_images_are_scaled_to_height_and_width(tmp_path):
+    """What a network that was trained on oblong images is tested on."""
+    root = folder(tmp_path / "pets", n=2)
+    np.savez(tmp_path / "a.npz", **arrays())
+    for spec in (root, tmp_path / "a.npz", "digits"):
+        dataset = rnas.data.load(spec, image_size=(6, 10))
+        assert dataset.image_size == (6, 10)
+        assert dataset.test.images.shape[2:] == (6, 10)
+    with pytest.raises(RnasError):
+        rnas.data.load("digits", image_size=(2, 10))
 
 
 def test_one_level_of_class_folders(tmp_path):

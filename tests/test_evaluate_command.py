@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from rnas.cli import main
 from rnas.console import Console
@@ -214,3 +215,30 @@ def test_a_damaged_folder_is_named(
     error = capsys.readouterr().err
     assert file in error
     assert said in error
+
+
+@pytest.mark.parametrize(("kind", "size"), [("oblong photos", []), ("arrays", ["--image-size", "16"])])
+def test_data_is_scaled_as_the_training_images_were(kind: str, size: list[str], tmp_path: Path) -> None:
+    """The network's own images, named by --data, give the figures that they give without it."""
+    rng, data = np.random.default_rng(0), tmp_path / "images"
+    if kind == "arrays":
+        data = tmp_path / "images.npz"
+        x, y = rng.integers(0, 256, (12, 20, 28), np.uint8), np.arange(12) % 2
+        np.savez(data, x_train=x, y_train=y, x_test=x[:6], y_test=y[:6])
+    for part, name, k in [(p, c, k) for p in ("train", "test") for c in "ab" for k in range(4) if kind != "arrays"]:
+        (data / part / name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (16, 24, 3), np.uint8)).save(data / part / name / f"{k}.png")
+    run = tmp_path / "run"
+    training = ["train", "ShuffleNetV2", "--epochs", "1", "--batch-size", "4", "--standard", "--device", "cpu"]
+    main([*training, "--data", str(data), *size, "--out", str(run)])
+    figures = []
+    for named in ([], ["--data", str(data)], ["--data", str(data), *size]):
+        main(["evaluate", str(run), *named, "--attacks", "fgsm", "--eps", "8/255"])
+        figures.append({key: found(run)[0][key] for key in ("clean", "union", "images_sha256")})
+    assert figures[1] == figures[0]
+    assert figures[2] == figures[0]
+    main(["distortion", str(run), "--data", str(data), "--limit", "4", "--out", str(tmp_path / "distortion")])
+    for wrong in (["--data", str(data), "--image-size", "12"], ["--image-size", "16"]):
+        with pytest.raises(SystemExit) as e:
+            main(["evaluate", str(run), *wrong, "--attacks", "fgsm"])
+        assert e.value.code == 2

@@ -232,15 +232,15 @@ def test_frozen_equals_eval_mode_and_leaves_the_network_alone() -> None:
     assert all(torch.equal(before[name], t) for name, t in fast.state_dict().items())
 
 
-# In float32 a pixel whose gradient is zero but for rounding may step the other way: not to the last digit.
 @in_both_forms
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 5e-3)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-7), (torch.float32, 1e-3)])
 def test_ten_steps_of_search_have_the_same_losses(dtype: torch.dtype, tolerance: float) -> None:
-    """The search's own steps, attacks included: the losses of weights and α, and F, of the plain supernet."""
+    """The search's own steps, attacks included: the losses of weights and α, and F, of the plain supernet. With an l_2
+    attack, for in l_inf a pixel whose gradient is zero but for rounding may step either way."""
     traces = []
     for net in pair(SearchSpace(cells=3, channels=4, nodes=2), dtype):
         alpha = [a.detach().clone() for a in alphas(net)]
-        engine = searching(net, PGD(steps=2, random_start=False))
+        engine = searching(net, PGD(eps=0.5, step=0.2, steps=2, random_start=False, norm="l2"))
         for a, value in zip(engine.method.parameters(), alpha, strict=True):
             a.data.copy_(value)
         x, y = images(16, 8, dtype), torch.arange(16) % 10

@@ -132,8 +132,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
         command, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     )
     log = tmp_path / "killed" / "log.jsonl"
-    deadline = time.monotonic() + 240
-    while not (log.exists() and log.read_text().count("\n")) and time.monotonic() < deadline:
+    while not (log.exists() and log.read_text().count("\n")):
         assert process.poll() is None, "the search ended before it could be killed"
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)

@@ -19,13 +19,15 @@ from scipy.stats import binomtest
 from torch import nn
 
 import rnas
+from own_networks import Cut, Digits, Heads, Tied, Whole
 from rnas.console import Console
 from rnas.data import load
 from rnas.errors import RnasError
 from rnas.evaluation import evaluate_run, wilson
+from rnas.export import export
 from rnas.nets.fast_kernels import arranged_for
 from rnas.runs import read_log
-from rnas.settings import Evaluate, Perturbation, Source, Train
+from rnas.settings import Compare, Distortion, Evaluate, Export, Perturbation, Report, Run, Search, Source, Train
 from rnas.train import fit, train
 
 SMALL = Train(
@@ -85,6 +87,11 @@ def test_any_module_can_be_fitted(tmp_path: Path) -> None:
         (nn.Sequential(nn.Flatten(), nn.Linear(768, 5)), r"float32 \[2, 5\]: expected float32 logits \[2, 10\]"),
         (nn.Sequential(nn.Flatten(), nn.Linear(768, 10).double()), "the model fails on images"),
         (nn.Flatten(), "no parameters to train"),
+        (nn.Sequential(nn.Flatten(), nn.LazyLinear(10)), "lazy"),
+        (Heads("tuple"), "tuple"),
+        (Heads("tuple in train mode"), "tuple"),
+        (Heads("dict"), "dict"),
+        (Cut(), "gradients of images"),
     ],
 )
 def test_a_module_that_cannot_be_fitted_is_refused_before_anything_is_written(
@@ -93,6 +100,88 @@ def test_a_module_that_cannot_be_fitted_is_refused_before_anything_is_written(
     with pytest.raises(RnasError, match=said):
         fit(net, load("digits"), replace(SMALL, out=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_batch_that_a_module_cannot_take_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    """One image before batch normalisation of single values; a larger batch may then have the same folder."""
+    net, settings = Whole(), replace(SMALL, out=tmp_path / "out", standard=True, epochs=1)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    with pytest.raises(RnasError, match="batch-size"):
+        fit(net, load("digits", limit_per_class=4), replace(settings, batch_size=1))
+    assert not (tmp_path / "out").exists()
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+    fit(net, load("digits", limit_per_class=4), replace(settings, batch_size=2))
+
+
+@pytest.mark.parametrize("standard", [False, True])
+def test_frozen_parameters_stay_as_they_are(standard: bool, tmp_path: Path) -> None:
+    net, data = Digits(), load("digits", limit_per_class=16)
+    net.features.requires_grad_(False)
+    frozen, trained = net.features[0].weight.clone(), net.head.weight.clone()
+    settings = replace(SMALL, out=tmp_path, epochs=1, standard=standard)
+    fit(net, data, settings)
+    assert torch.equal(net.features[0].weight.cpu(), frozen)
+    assert not torch.equal(net.head.weight.cpu(), trained)
+    assert not any(p.requires_grad for p in net.features.parameters())
+    with pytest.raises(RnasError, match="checkpoint"):  # to train other ones is another run
+        fit(Digits(), data, replace(settings, resume=True))
+
+
+OWN = [
+    (Digits(), "my first try", "own_networks:Digits"),  # its class tells how to build it
+    (Digits(stride=1), "own_networks:with_stride_1", "own_networks:with_stride_1"),
+    (Tied(), "own_networks:Tied", "own_networks:Tied"),
+    (rnas.build("ShuffleNetV2"), "ShuffleNetV2", "ShuffleNetV2"),
+]
+
+
+@pytest.mark.parametrize(("net", "given", "found"), OWN, ids=[given for _, given, _ in OWN])
+def test_what_fit_trains_can_be_loaded_evaluated_and_exported(
+    net: nn.Module, given: str, found: str, tmp_path: Path
+) -> None:
+    out = str(tmp_path / "run")  # as a string, like every path
+    fit(net, load("digits", limit_per_class=16), replace(SMALL, arch=given, out=out, standard=True, epochs=1))
+    assert json.loads(Path(out, "model.json").read_text())["arch"] == found
+    loaded, x = rnas.load(out), torch.rand(3, 3, 16, 16)
+    assert torch.allclose(loaded(x), net.cpu()(x), atol=1e-5)
+    evaluate_run(Evaluate(run=out, attacks=("fgsm",), limit=10))
+    export(loaded, json.loads(Path(out, "model.json").read_text()), "torchscript", f"{out}/net.pt", 16)
+
+
+@pytest.mark.parametrize("net", [Digits(stride=1), nn.Sequential(nn.Flatten(), nn.Linear(768, 10))])
+def test_what_cannot_be_built_anew_gets_no_model_json(net: nn.Module, tmp_path: Path) -> None:
+    """Nor does what its class would build with another stride: the same weights, other answers."""
+    screen = io.StringIO()
+    settings = replace(SMALL, out=tmp_path, standard=True, epochs=1)
+    fit(net, load("digits", limit_per_class=16), settings, Console(screen))
+    assert not (tmp_path / "model.json").exists()
+    assert "package.module:function" in screen.getvalue()
+
+
+@pytest.mark.parametrize("arch", [*(f"own_networks:{name}" for name in ("Digits", "Heads", "nothing")), "os:abort"])
+def test_a_name_that_builds_no_such_network_is_refused_before_anything_is_written(arch: str, tmp_path: Path) -> None:
+    with pytest.raises(RnasError):
+        fit(Digits(stride=1), load("digits"), replace(SMALL, arch=arch, out=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_that_the_settings_do_not_name_are_not_taken_for_others(tmp_path: Path) -> None:
+    """`fit` takes any data set; what settings.json names, by default the digits, may not be it."""
+    data = replace(load("digits", limit_per_class=16), name="mine")
+    fit(Digits(), data, replace(SMALL, arch="mine", out=tmp_path, standard=True, epochs=1))
+    with pytest.raises(RnasError, match="--data"):
+        evaluate_run(Evaluate(run=tmp_path, attacks=("fgsm",)))
+    evaluate_run(Evaluate(run=tmp_path, attacks=("fgsm",), limit=10, data="digits"))
+
+
+def test_settings_take_paths_as_strings_and_strings_as_paths(tmp_path: Path) -> None:
+    out = str(tmp_path)
+    for settings in (Search(out), Distortion(("x",), out), Run(out=out), Export(out, out), Report((out,), out)):
+        assert settings.out == tmp_path
+    assert Compare(runs=(out, out)).runs == (tmp_path, tmp_path)
+    assert Source(data=tmp_path, data_root=out) == Source(data=out, data_root=tmp_path)
+    assert Train(arch=tmp_path, out=out) == Train(arch=out, out=tmp_path)
+    assert Evaluate(run=out, data=tmp_path) == Evaluate(run=tmp_path, data=out)
 
 
 def test_another_module_cannot_go_on_with_a_run(tmp_path: Path) -> None:
@@ -113,8 +202,8 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     command = [sys.executable, "-m", "rnas", *arguments, "--out", str(tmp_path / "killed")]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
-    log, deadline = tmp_path / "killed" / "log.jsonl", time.monotonic() + 240
-    while not (log.exists() and log.read_text().count("\n")) and time.monotonic() < deadline:
+    log = tmp_path / "killed" / "log.jsonl"
+    while not (log.exists() and log.read_text().count("\n")):
         assert process.poll() is None, "the training ended before it could be killed"
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)

@@ -23,7 +23,7 @@ from rnas.nets.saved import build_from_meta, find_model, load_model
 from rnas.precision import full_precision
 from rnas.runs import training_of, write_arrays
 from rnas.settings import Distortion
-from rnas.steps import choose_device, load_data, load_test_data, reseed
+from rnas.steps import choose_device, load_own_data, load_test_data, reseed
 from rnas.train import find_architecture
 from rnas.vulnerability import layer_vulnerabilities, recorded
 
@@ -133,14 +133,12 @@ def _network(name: str, settings: Distortion) -> _Network:
     folder = find_model(Path(name))
     if folder is not None:
         net, meta = load_model(folder)
-        source, seed, standard = training_of(folder)
-        data = (
-            load_test_data(settings.data, folder, meta, settings.data_root)
-            if settings.data
-            else load_data(source, seed)
-        )
+        if settings.data:
+            data = load_test_data(settings.data, folder, meta, settings.data_root, settings.image_size)
+        else:
+            data = load_own_data(folder, meta)
         _check_images(data, meta, name)
-        return _Network(name, folder, standard, net, meta, data)
+        return _Network(name, folder, training_of(folder).standard, net, meta, data)
     arch, genotype = find_architecture(name)
     if settings.data is None:
         raise RnasError(f"{name} is not trained, and so has no images of its own: name some with --data")

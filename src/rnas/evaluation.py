@@ -28,9 +28,9 @@ from rnas.files import read_json, write_json
 from rnas.frozen import Model
 from rnas.nets.saved import META, find_model, load_model
 from rnas.precision import full_precision
-from rnas.runs import SETTINGS, UNBOUNDED, check_evaluation, read_masks, training_of, union, write_arrays
+from rnas.runs import SETTINGS, UNBOUNDED, check_evaluation, read_masks, union, write_arrays
 from rnas.settings import Evaluate
-from rnas.steps import choose_device, load_data, load_test_data
+from rnas.steps import choose_device, load_own_data, load_test_data
 
 EVALUATION, MASKS, EXAMPLES, PARTIAL = "evaluation.json", "masks.npz", "examples.npz", "evaluation.partial"
 PICTURED = 8  # images kept with their adversarial versions, to be looked at
@@ -93,7 +93,7 @@ def evaluate(
     norm: Norm = "linf",
     seed: int = 0,
     batch_size: int = 256,
-    state: Path | None = None,
+    state: Path | str | None = None,
     progress: Progress | None = None,
 ) -> Result:
     """Attack any callable `model` on images `x` (N,3,H,W) in [0,1] with labels `y` (N,).
@@ -249,7 +249,7 @@ def check_attacks(names: Sequence[str]) -> None:
             attack_named(name, 8 / 255)
 
 
-def model_folder(run: Path) -> Path:
+def model_folder(run: Path | str) -> Path:
     """Where the trained network of `run` lies. RnasError if there is none."""
     folder = find_model(run)
     if folder is None:
@@ -268,10 +268,9 @@ def load(run: str | Path) -> torch.nn.Module:
 def _test_images(settings: Evaluate, folder: Path, meta: dict[str, Any]) -> tuple[str, Split]:
     """The test images the network was made for, or those of --data; --limit of them, every class its share."""
     if settings.data is None:
-        source, seed, _ = training_of(folder)
-        data = load_data(source, seed)
+        data = load_own_data(folder, meta)
     else:
-        data = load_test_data(settings.data, folder, meta)
+        data = load_test_data(settings.data, folder, meta, image_size=settings.image_size)
     if list(data.classes) != meta["classes"]:
         raise RnasError(
             f"{data.name} has other classes than the network in {folder}: {_some(data.classes)} "
@@ -279,7 +278,7 @@ def _test_images(settings: Evaluate, folder: Path, meta: dict[str, Any]) -> tupl
         )
     if list(data.image_size) != meta["image_size"]:
         raise RnasError(
-            f"{data.name} has images of {data.image_size}: the network in {folder} takes {meta['image_size']}"
+            f"{data.name} has images of {list(data.image_size)}: the network in {folder} takes {meta['image_size']}"
         )
     n = min(settings.limit or len(data.test), len(data.test))
     return data.name, data.test[stratified(data.test.labels, n, seed=0).nonzero()[:, 0]]  # the same for every run

@@ -24,7 +24,7 @@ TOLERANCE = 1e-4
 
 
 def export(
-    model: nn.Module, model_json: dict[str, Any], fmt: str, out: Path, image_size: int | tuple[int, int]
+    model: nn.Module, model_json: dict[str, Any], fmt: str, out: Path | str, image_size: int | tuple[int, int]
 ) -> float:
     """Write `model` to `out` as "onnx" or "torchscript", and return the largest difference of a logit of the file.
 
@@ -34,6 +34,7 @@ def export(
     It is written to the side, run on random images, and put at `out` only if it agrees with the network to 1e-4.
     RnasError if it does not, for an unknown format and for missing packages; `out` then stays as it was.
     """
+    out = Path(out)
     if fmt not in FORMATS:
         raise unknown("format", fmt, FORMATS)
     if out.is_dir():

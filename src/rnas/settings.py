@@ -53,6 +53,24 @@ def at_least(settings: Any, low: float, *names: str) -> None:
             raise RnasError(f"{name.replace('_', '-')} is {value}: expected {finite}{low:g} or more")
 
 
+def _take_paths(settings: Any, *names: str) -> None:
+    """Let the paths `names` of `settings` be given as strings, too."""
+    for name in names:
+        value = getattr(settings, name)
+        if isinstance(value, str):
+            object.__setattr__(settings, name, Path(value))
+        elif isinstance(value, list | tuple):
+            object.__setattr__(settings, name, tuple(map(Path, value)))
+
+
+def _take_names(settings: Any, *names: str) -> None:
+    """Let what `settings` call by a string, a name or a path, be given as a path, too."""
+    for name in names:
+        value = getattr(settings, name)
+        if isinstance(value, Path):
+            object.__setattr__(settings, name, str(value))
+
+
 def _check_seed(seed: int) -> None:
     if not 0 <= seed < 2**31:
         raise RnasError(f"seed is {seed}: expected 0 to {2**31 - 1}")
@@ -111,6 +129,8 @@ class Source:
     """Use only this many training images of each class: for quick runs."""
 
     def __post_init__(self) -> None:
+        _take_paths(self, "data_root")
+        _take_names(self, "data")
         at_least(self, 1, "limit_per_class")
         if self.test_fraction is not None and not 0 < self.test_fraction < 1:
             raise RnasError(f"test-fraction is {self.test_fraction}: expected a number between 0 and 1")
@@ -197,6 +217,7 @@ class Search:
     """Continue the run in this folder (or start it, if there is none)."""
 
     def __post_init__(self) -> None:
+        _take_paths(self, "out")
         _check_seed(self.seed)
         _check_clip(self.clip)
         at_least(self, 1, "epochs", "batch_size", "monitor")
@@ -248,6 +269,8 @@ class Train:
     """Continue the run in this folder (or start it, if there is none)."""
 
     def __post_init__(self) -> None:
+        _take_paths(self, "out")
+        _take_names(self, "arch")
         _check_seed(self.seed)
         _check_clip(self.clip)
         at_least(self, 1, "cells", "channels", "epochs", "batch_size")
@@ -275,6 +298,8 @@ class Evaluate:
     """Attack only N test images, of every class its share."""
     data: str | None = None
     """Other images than the network was trained on (same classes); of a folder, test/CLASS/* or CLASS/*."""
+    image_size: int | None = None
+    """Side to which the images of --data are scaled, in pixels; by default to what the network was trained at."""
     batch_size: int = 256
     seed: int = 0
     device: Device = "auto"
@@ -282,9 +307,13 @@ class Evaluate:
     """Continue an evaluation that was cut off."""
 
     def __post_init__(self) -> None:
+        _take_paths(self, "run")
+        _take_names(self, "data")
         _check_eps(self.eps, self.norm)
         _check_seed(self.seed)
         at_least(self, 1, "limit", "batch_size")
+        if self.image_size is not None and self.data is None:
+            raise RnasError("image-size is for the images of --data: the network's own have its size")
         if not self.attacks:
             raise RnasError(f"attacks is empty: name some, such as {' '.join(PAPER_ATTACKS)}")
 
@@ -302,7 +331,7 @@ class Distortion:
     data_root: Path | None = None
     """Where the named data sets lie or are downloaded to."""
     image_size: int | None = None
-    """Side of the images that an untrained network takes, in pixels; by default as they are."""
+    """Side to which the images are scaled, in pixels; by default to what a run was trained at."""
     test_fraction: float | None = None
     """Share of images to measure an untrained network on, for folders that have no train/ and test/."""
     layers: tuple[str, ...] | None = None
@@ -328,6 +357,8 @@ class Distortion:
     device: Device = "auto"
 
     def __post_init__(self) -> None:
+        _take_paths(self, "out", "data_root")
+        _take_names(self, "data")
         _check_eps(self.eps)
         _check_seed(self.seed)
         at_least(self, 1, "attack_steps", "limit", "channels_shown", "cells", "channels", "batch_size")
@@ -365,6 +396,8 @@ class Reproduce:
     device: Device = "auto"
 
     def __post_init__(self) -> None:
+        _take_paths(self, "out", "data_root")
+        _take_names(self, "data")
         if self.what not in PAPER_RESULTS:
             raise unknown("table or figure", self.what, PAPER_RESULTS)
         at_least(self, 1, "seeds")
@@ -379,6 +412,9 @@ class Report:
     runs: Positional[tuple[Path, ...]]
     """Folders of runs."""
     out: Path = Path("report.html")
+
+    def __post_init__(self) -> None:
+        _take_paths(self, "runs", "out")
 
 
 @dataclass(frozen=True)
@@ -415,6 +451,7 @@ class Run:
     """Continue the run in this folder (or start it, if there is none)."""
 
     def __post_init__(self) -> None:
+        _take_paths(self, "out")
         _check_eps(self.eps)
         _check_seed(self.seed)
         if self.bound is not None:
@@ -435,6 +472,9 @@ class Compare:
     json: bool = False
     """Print JSON instead of a table."""
 
+    def __post_init__(self) -> None:
+        _take_paths(self, "runs")
+
 
 @dataclass(frozen=True)
 class Data:
@@ -448,6 +488,9 @@ class Data:
     """Address of a folder that holds the official files, instead of their home."""
     json: bool = False
     """Print JSON instead of text."""
+
+    def __post_init__(self) -> None:
+        _take_paths(self, "data_root")
 
 
 @dataclass(frozen=True)
@@ -473,6 +516,9 @@ class Export:
     out: Path
     """The file to write."""
     format: Literal["onnx", "torchscript"] = "onnx"
+
+    def __post_init__(self) -> None:
+        _take_paths(self, "run", "out")
 
 
 # Where, when and in how much memory a run happens does not make it another run. What precision it computes in does, and

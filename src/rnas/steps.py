@@ -18,6 +18,7 @@ from rnas.attacks.gradient import ascent_direction
 from rnas.attacks.norms import project, steepest
 from rnas.console import Console
 from rnas.data import Dataset, check_apart, load
+from rnas.data.decoding import Size
 from rnas.errors import RnasError
 from rnas.frozen import Model, frozen
 from rnas.graphs import ATTACK, WEIGHTS, Kind, replayed
@@ -48,17 +49,36 @@ def load_data(source: Source, seed: int, console: Console | None = None, out: Pa
         )
 
 
-def load_test_data(spec: str, folder: Path, meta: dict[str, Any], root: Path | None = None) -> Dataset:
-    """The data set `spec` to test the network in `folder` on, in its size; divided, where it has no split of its own,
-    as the images that the network was trained on were, for these may be among them."""
+def load_own_data(folder: Path, meta: dict[str, Any]) -> Dataset:
+    """The data set that the network in `folder` was trained on. RnasError if its settings.json names another one: `fit`
+    trains on images that were made elsewhere, too."""
+    source, seed, _ = training_of(folder)
+    data = load_data(source, seed)
+    if data.name != meta.get("dataset", data.name):
+        raise RnasError(
+            f"the network in {folder} was trained on {meta['dataset']}, and its {SETTINGS} names {source.data}: "
+            "name the images with --data"
+        )
+    return data
+
+
+def load_test_data(
+    spec: str, folder: Path, meta: dict[str, Any], root: Path | None = None, image_size: int | None = None
+) -> Dataset:
+    """The data set `spec` to test the network in `folder` on, in the network's size (or `image_size`); divided, where
+    it has no split of its own, as the images that the network was trained on were, for these may be among them."""
     source = training_of(folder).source if (folder / SETTINGS).exists() else Source()
     return load(
         spec,
         root=root or source.data_root,
-        image_size=None if spec.endswith(".npz") else meta["image_size"][0],
+        image_size=image_size or _size(*meta["image_size"]),
         test_fraction=source.test_fraction,
         to_test=True,
     )
+
+
+def _size(height: int, width: int) -> Size:
+    return height if height == width else (height, width)
 
 
 def fingerprint(data: Dataset) -> dict[str, Any]:

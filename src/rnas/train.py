@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from rnas import checkpoint, paper
 from rnas.attacks import PGD
-from rnas.attacks.checks import answer
+from rnas.attacks.checks import answer, missing_gradient
 from rnas.console import Console
 from rnas.data import Dataset, Split, batches
 from rnas.data.dataset import white
@@ -24,7 +26,8 @@ from rnas.genotype import Architecture, architecture_from_json
 from rnas.graphs import forget
 from rnas.nets import zoo
 from rnas.nets.derived import DerivedNetwork
-from rnas.nets.saved import save_model
+from rnas.nets.own import check_complete, is_own, name_of
+from rnas.nets.saved import build_from_meta, save_model
 from rnas.precision import Precision, full_precision
 from rnas.runs import SETTINGS, Run
 from rnas.settings import Train, identity
@@ -35,6 +38,7 @@ from rnas.steps import (
     choose_precision,
     cosine,
     fingerprint,
+    forked,
     hardware,
     load_data,
     reseed,
@@ -71,20 +75,28 @@ def train(settings: Train, console: Console | None = None) -> nn.Module:
     else:
         net = zoo.build_genotype(genotype, len(data.classes), **options)
     facts = {"genotype": genotype.to_json()} if genotype else {}
-    fit(net, data, replace(settings, arch=name), console, facts)
+    device = _prepare(net, data, settings)
+    _loop(net, data, replace(settings, arch=name), device, console, facts)
     meta = {
         "arch": name,
         "genotype": genotype.to_json() if genotype else None,
-        "classes": list(data.classes),
         **options,
         "mean": list(mean),
         "std": list(std),
+        **_facts(net, data),
+    }
+    save_model(settings.out, net, meta)
+    return net
+
+
+def _facts(net: nn.Module, data: Dataset) -> dict[str, Any]:
+    """What model.json says of every network."""
+    return {
+        "classes": list(data.classes),
         "image_size": list(data.image_size),
         "dataset": data.name,
         "parameters": sum(p.numel() for p in net.parameters()),
     }
-    save_model(settings.out, net, meta)
-    return net
 
 
 def find_architecture(arch: str) -> tuple[str, Architecture | None]:
@@ -125,13 +137,12 @@ class State:
         """RnasError if `saved` is of another network."""
         try:
             self.net.load_state_dict(saved["net"])
-        except RuntimeError as e:
+            self.optimizer.load_state_dict(saved["optimizer"])
+        except (RuntimeError, ValueError) as e:  # other layers; other ones that are trained
             raise RnasError(f"the checkpoint is of another network: {' '.join(str(e).split())[:200]}") from e
-        self.optimizer.load_state_dict(saved["optimizer"])
         self.epoch = saved["epoch"]
 
 
-@full_precision()
 def fit(
     net: nn.Module,
     data: Dataset,
@@ -139,28 +150,105 @@ def fit(
     console: Console | None = None,
     facts: dict[str, Any] | None = None,
 ) -> None:
-    """Train any module (images in [0,1] to logits), in place, with log and checkpoints in `settings.out`.
+    """Train any module (images in [0,1] to logits), in place, with log and checkpoints in `settings.out`. Parameters
+    that take no gradient stay as they are.
 
     `facts`, JSON values, are what else makes the run what it is: a resumed run must bring the same.
 
-    Ends with the network in eval mode. RnasError for bad input, before anything is written.
+    Ends with the network in eval mode and, as `train` does, with model.json and the weights, for `rnas.load` and the
+    command line, if the network can be built anew: `settings.arch` is its name in the zoo, or names a function that
+    returns such a network, `package.module:function`; or its class, in a module that can be imported, needs no
+    arguments. Otherwise there is a note instead (decision 018).
+    RnasError for bad input, before anything is written.
     """
     console = console or Console(quiet=True)
+    device = _prepare(net, data, settings)
+    meta = _description(net, data, settings)
+    _loop(net, data, settings, device, console, facts)
+    if meta is not None:
+        save_model(settings.out, net, meta)
+        return
+    console.say(
+        f"note: {settings.out} gets no model.json, for nothing says how to build the network: "
+        "give package.module:function as its arch"
+    )
+
+
+def _description(net: nn.Module, data: Dataset, settings: Train) -> dict[str, Any] | None:
+    """model.json of `net`; None if nothing is known that builds it anew. RnasError if what `settings` name does not."""
+    named = is_own(settings.arch)
+    mean, std = data.statistics()
+    options = {"cells": settings.cells, "channels": settings.channels, "stem_stride": settings.stem_stride}
+    of_the_zoo = {"arch": settings.arch, **options, "mean": list(mean), "std": list(std)}
+    candidates: list[dict[str, Any]] = [{"arch": settings.arch}] if named else [of_the_zoo, {"arch": name_of(net)}]
+    for how in candidates:
+        meta = {**how, **_facts(net, data)}
+        try:
+            _check_equal(build_from_meta(meta, "arch"), net, data.train)
+        except RnasError:
+            if named:
+                raise
+        else:
+            return meta
+    return None
+
+
+def _check_equal(twin: nn.Module, net: nn.Module, images: Split) -> None:
+    """RnasError unless `twin`, with the weights of `net`, gives its answers: with other strides, for instance, it would
+    have the same weights."""
+    parameter = next(net.parameters())
+    x = images.images[:2].to(parameter.device)
+    not_equal = "what arch names does not build the network that is to be trained"
+    state = net.state_dict()
+    if not all(isinstance(value, Tensor) for value in state.values()):
+        raise RnasError("the network's state_dict holds more than tensors, which are all that is saved")
+    try:
+        twin.load_state_dict(state)
+        with forked(x.device), torch.no_grad():
+            ours, others = (_drawing_the_same(each, x / white(x.device)) for each in (net, twin.to(x.device)))
+    except Exception as e:  # foreign modules raise anything
+        raise RnasError(f"{not_equal}: {' '.join(str(e).split())[:200]}") from e
+    if not torch.allclose(ours, others, rtol=1e-4, atol=1e-4, equal_nan=True):
+        raise RnasError(f"{not_equal}: with the same weights it gives other answers")
+
+
+def _drawing_the_same(net: nn.Module, x: Tensor) -> Tensor:
+    torch.manual_seed(0)
+    with unfolded(net) as plain:
+        return plain(x)
+
+
+def _prepare(net: nn.Module, data: Dataset, settings: Train) -> torch.device:
+    """Move `net` to where it will be trained. RnasError if it cannot be trained so."""
     device = choose_device(settings.device)
     if len(data.train) < settings.batch_size:
         raise RnasError(
-            f"{settings.source.data} has {len(data.train)} training images: fewer than one batch of "
+            f"{data.name} has {len(data.train)} training images: fewer than one batch of "
             f"{settings.batch_size}; use a smaller --batch-size"
         )
     if isinstance(net, DerivedNetwork):
         net.save_memory(settings.save_memory)
     elif settings.save_memory:
         raise RnasError(f"save-memory is for cell networks, and {settings.arch} is none: use a smaller --batch-size")
-    net.to(device)
+    check_complete(net)
+    _check_network(net.to(device), data, device, settings)
+    return device
+
+
+@full_precision()
+def _loop(
+    net: nn.Module,
+    data: Dataset,
+    settings: Train,
+    device: torch.device,
+    console: Console | None,
+    facts: dict[str, Any] | None,
+) -> None:
+    """Train `net`, which lies on `device`, and leave it in eval mode."""
+    console = console or Console(quiet=True)
     images = data.train.to(device)
-    _check_network(net, images, len(data.classes))
     attack = None if settings.standard else training_attack(settings.perturbation, data)
-    optimizer = torch.optim.SGD(net.parameters(), settings.lr, settings.momentum, weight_decay=settings.weight_decay)
+    optimizer = torch.optim.SGD(_trained(net), settings.lr, settings.momentum, weight_decay=settings.weight_decay)
     state = State(net, optimizer)
     precision = choose_precision(settings.precision)
     facts = {**fingerprint(data), "precision": precision.name, **(facts or {})}
@@ -180,19 +268,66 @@ def fit(
     net.eval()
 
 
-def _check_network(net: nn.Module, images: Split, classes: int) -> None:
-    """RnasError unless `net` can be trained: it has parameters, and float32 logits for `classes` classes."""
-    if not any(p.requires_grad for p in net.parameters()):
+def _trained(net: nn.Module) -> list[nn.Parameter]:
+    """The parameters that training changes: not those that someone froze."""
+    return [p for p in net.parameters() if p.requires_grad]
+
+
+@full_precision()
+def _check_network(net: nn.Module, data: Dataset, device: torch.device, settings: Train) -> None:
+    """RnasError unless `net` can be trained: it has parameters, and answers in either mode with float32 logits, from
+    which gradients lead back."""
+    if not _trained(net):
         raise RnasError("the network has no parameters to train")
-    x = images.images[:2] / white(images.images.device)
+    x, classes = data.train.images[:2].to(device) / white(device), len(data.classes)
     with unfolded(net) as plain:
-        logits = answer(plain, x)
-    if logits.shape != (len(x), classes) or logits.dtype != torch.float32:
+        _check_logits(answer(plain, x), len(x), classes)
+        missing = None if settings.standard else missing_gradient(plain, x)
+    if missing:
+        raise RnasError(f"adversarial training needs gradients of images, but {missing}")
+    few = x[: settings.batch_size]
+    with _undone(net, device), torch.enable_grad():
+        logits = _answer_in_train_mode(net, few)
+    _check_logits(logits, len(few), classes)
+    if not logits.requires_grad:
+        raise RnasError("the network's answer in train mode does not depend on a parameter that is trained")
+
+
+def _check_logits(logits: object, n: int, classes: int) -> None:
+    expected = f"expected float32 logits {[n, classes]} alone, one for each class"
+    if not isinstance(logits, Tensor):
+        raise RnasError(f"the network answers {n} images with a {type(logits).__name__}: {expected}")
+    if logits.shape != (n, classes) or logits.dtype != torch.float32:
         found = f"{str(logits.dtype).removeprefix('torch.')} {list(logits.shape)}"
+        raise RnasError(f"the network answers {n} images with {found}: {expected}")
+
+
+def _answer_in_train_mode(net: nn.Module, x: Tensor) -> Tensor:
+    try:
+        return net.train()(x)  # type: ignore[no-any-return]
+    except torch.OutOfMemoryError:
+        raise  # says itself what to do
+    except Exception as e:  # foreign modules raise anything
+        several = "; batch normalisation needs more than one value of a channel: use a larger --batch-size"
         raise RnasError(
-            f"the network answers {len(x)} images with {found}: expected float32 logits {[len(x), classes]}, "
-            "one for each class"
-        )
+            f"the network fails in train mode on a batch of {len(x)} ({' '.join(str(e).split())[:200]})"
+            f"{several if len(x) == 1 else ''}"
+        ) from e
+
+
+@contextmanager
+def _undone(net: nn.Module, device: torch.device) -> Iterator[None]:
+    """What happens within to the modes and buffers of `net`, and to torch's random numbers, is undone."""
+    modes = [(module, module.training) for module in net.modules()]
+    buffers = [(m, name, b, b.clone()) for m in net.modules() for name, b in m._buffers.items() if b is not None]
+    try:
+        with forked(device):
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for module, name, buffer, before in buffers:
+            module._buffers[name] = buffer.copy_(before)
 
 
 def _epoch(
@@ -215,7 +350,7 @@ def _epoch(
         drop_path = settings.drop_path * (epoch - 1) / settings.epochs
         net.set_drop_path(drop_path)
     beta = settings.trades_beta if settings.loss == "trades" and attack else None
-    parameters = list(net.parameters())
+    parameters = _trained(net)
     running = Running(device)
     steps = len(images) // settings.batch_size
     drawn = batches(

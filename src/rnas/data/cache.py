@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rnas.data.dataset import Dataset, Split
+from rnas.data.decoding import Size
 from rnas.errors import RnasError
 from rnas.files import NO_ROOM, RANDOM, locked, remove_leftovers, replacing, size_text
 
@@ -69,6 +70,11 @@ def fingerprint(root: Path, files: Iterable[str], *settings: object) -> str:
 def cache_root() -> Path:
     """The folder for what can be made again: $RNAS_DATA, else ~/.cache/rnas."""
     return Path(os.path.expanduser(os.environ.get("RNAS_DATA") or "~/.cache/rnas"))
+
+
+def size_name(size: Size | None) -> str:
+    """How a cache's variant names the size that images were scaled to."""
+    return "x".join(map(str, size)) if isinstance(size, tuple) else str(size or "native")
 
 
 def cached(

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from rnas.data.archives import remove_unpacked, unpack
 from rnas.data.arrays import resize
-from rnas.data.cache import Decoding, Progress, cached, fingerprint
+from rnas.data.cache import Decoding, Progress, cached, fingerprint, size_name
 from rnas.data.dataset import Dataset
+from rnas.data.decoding import Size
 from rnas.data.download import Remote, fetch
 from rnas.data.images import decode_all
 from rnas.errors import RnasError
@@ -28,7 +29,7 @@ MAX_FILE = 4 << 30
 """No file of these data sets has more bytes."""
 CHUNK = 1000
 
-Reader = Callable[[Path, int | None], Decoding]
+Reader = Callable[[Path, Size | None], Decoding]
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def _obtain(official: Official, root: Path, mirror: str | None, progress: Progre
 def named(
     official: Official,
     root: Path,
-    image_size: int | None = None,
+    image_size: Size | None = None,
     mirror: str | None = None,
     progress: Progress | None = None,
     refuse_pickles: bool = True,
@@ -131,8 +132,7 @@ def named(
     def parse() -> Decoding:
         return official.read(folder, image_size)
 
-    variant = str(image_size or "native")
-    return cached(official.name, variant, folder, source, parse, progress), folder, new
+    return cached(official.name, size_name(image_size), folder, source, parse, progress), folder, new
 
 
 def refuse_pickles_at(path: Path) -> None:
@@ -175,7 +175,7 @@ class Cifar:
     def list_files(self, folder: Path) -> tuple[str, ...]:
         return self.files
 
-    def __call__(self, folder: Path, image_size: int | None) -> Decoding:
+    def __call__(self, folder: Path, image_size: Size | None) -> Decoding:
         names = tuple(line.strip() for line in _lines(folder / self.names))
         if len(names) != self.classes or len(set(names)) < len(names):
             raise RnasError(f"{folder / self.names} has {len(set(names))} different names: expected {self.classes}")
@@ -215,7 +215,7 @@ class Svhn:
     def list_files(self, folder: Path) -> tuple[str, ...]:
         return self.files
 
-    def __call__(self, folder: Path, image_size: int | None) -> Decoding:
+    def __call__(self, folder: Path, image_size: Size | None) -> Decoding:
         train = np.concatenate([_svhn_labels(folder / file) for file in self.train])
         test = _svhn_labels(folder / self.test)
         images = (chunk for file in self.files for chunk in _svhn_images(folder / file))
@@ -320,7 +320,7 @@ def _tiny_files(folder: Path) -> list[str]:
     return ["wnids.txt", "val/val_annotations.txt", *(name for name, _ in train + test)]
 
 
-def _tiny(folder: Path, image_size: int | None) -> Decoding:
+def _tiny(folder: Path, image_size: Size | None) -> Decoding:
     classes, train, test = _tiny_labelled(folder)
     names = [name for name, _ in train + test]
     y_train, y_test = (np.array([k for _, k in part], np.int64) for part in (train, test))
@@ -346,7 +346,7 @@ def _lines(path: Path) -> list[str]:
         raise RnasError(f"{path} is no text: {e}") from e
 
 
-def _resized(chunks: Iterator[NDArray[np.uint8]], size: int | None) -> Iterator[NDArray[np.uint8]]:
+def _resized(chunks: Iterator[NDArray[np.uint8]], size: Size | None) -> Iterator[NDArray[np.uint8]]:
     for chunk in chunks:
         yield chunk if size is None else resize(torch.from_numpy(np.ascontiguousarray(chunk)), size).numpy()
 

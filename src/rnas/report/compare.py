@@ -62,13 +62,13 @@ def paired_interval(only_a: int, only_b: int, n: int, z: float = 1.9599639845400
     return max(-1.0, middle - half), min(1.0, middle + half)
 
 
-def compare(runs: Sequence[Path]) -> list[Comparison]:
+def compare(runs: Sequence[Path | str]) -> list[Comparison]:
     """Every two of the evaluated networks in `runs`, under every attack that both faced, and under the union of those
     that ε bounds. A folder of `rnas run` may stand for several networks.
 
     RnasError if fewer than two evaluations are found, or if they are not of the same images under the same threat."""
-    networks = [p for p in read_parts(runs) if isinstance(p, NetworkPart) and p.evaluation is not None]
-    return compare_networks(networks)
+    parts = read_parts([Path(run) for run in runs])
+    return compare_networks([p for p in parts if isinstance(p, NetworkPart) and p.evaluation is not None])
 
 
 def compare_networks(networks: Sequence[NetworkPart]) -> list[Comparison]:

@@ -44,8 +44,9 @@ class Maps:
     adversarial: NDArray[np.float32]
 
 
-def read_measured(folder: Path, name: str | None = None) -> Measured:
+def read_measured(folder: Path | str, name: str | None = None) -> Measured:
     """The distortion.json and features.npz of `folder`. RnasError if they are missing or damaged."""
+    folder = Path(folder)
     record = read_distortion(folder / "distortion.json")
     if record is None:
         raise RnasError(f"{folder} holds no distortion.json: rnas distortion writes it")
@@ -59,13 +60,14 @@ def described(record: Record) -> str:
     return f"{'the cell found' if arch == 'genotype' else arch} ({how})"
 
 
-def draw_distortion(folders: Sequence[Path], out: Path) -> list[Path]:
+def draw_distortion(folders: Sequence[Path | str], out: Path | str) -> list[Path]:
     """Draw what `rnas distortion` left in `folders`: `out`/distortion (Fig. 3), `out`/features-LAYER (Fig. 2a, networks
     that have the layer together) and in every folder features (Fig. 2b), each as .svg and .png. Returns the files."""
+    out = Path(out)
     networks = _told_apart([read_measured(folder) for folder in folders])
     written = save(distortion_figure(networks), out / "distortion")
     for folder, network in zip(folders, networks, strict=True):
-        written += save(feature_figure(depths(network), f"Feature maps of {network.name}"), folder / "features")
+        written += save(feature_figure(depths(network), f"Feature maps of {network.name}"), Path(folder) / "features")
     by_layer: dict[str, list[Maps]] = {}
     for network in networks:
         layer = deep_layer(network.layers)

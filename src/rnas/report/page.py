@@ -38,18 +38,19 @@ class Section(NamedTuple):
     content: Html
 
 
-def write_report(runs: Sequence[Path], out: Path, title: str | None = None) -> None:
+def write_report(runs: Sequence[Path | str], out: Path | str, title: str | None = None) -> None:
     """Write the page about `runs` (folders of rnas run, search or train, in any number) to `out`.
 
     RnasError, and nothing written, if a folder is missing, holds no run or is damaged."""
     if not runs:
         raise RnasError("report needs the folder of at least one run")
-    parts = read_parts(runs)
+    folders, out = [Path(run) for run in runs], Path(out)
+    parts = read_parts(folders)
     if out.is_dir():
         raise RnasError(f"{out} is a folder: --out names the page's file")
     if out.exists() and out.suffix.lower() not in (".html", ".htm"):
         raise RnasError(f"{out} would be overwritten: expected the name of a new file, such as report.html")
-    write_text(out, page(parts, title or ", ".join(folder.resolve().name for folder in runs)))
+    write_text(out, page(parts, title or ", ".join(folder.resolve().name for folder in folders)))
 
 
 def page(parts: Sequence[Part], title: str) -> str:
