@@ -14,10 +14,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import BaseFileLock, FileLock, SoftFileLock
+
 from rnas.errors import RnasError
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """The errors of a full disk, a used-up quota and a limit on files."""
+NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP)
+"""The errors of file systems without locks, besides ENOSYS, which filelock knows."""
 RANDOM = "[a-z0-9_]{8}"
 """As a regular expression: what is between a temporary name's beginning and its end."""
 
@@ -74,55 +78,41 @@ def read_json(path: Path) -> Any:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[bool]:
-    """Hold the lock file `path`, waiting until no one else does; yields whether the lock can be relied upon.
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file `path`, waiting until no one else does. It is removed at the end, while it is still held."""
+    lock = acquire(path)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # Windows removes no open file
+            path.unlink()
+        lock.release()
 
-    It cannot, and nothing is waited for, where there are no such locks: on Windows and some network file systems.
+
+def acquire(path: Path, wait: bool = True) -> BaseFileLock:
+    """The lock on the file `path`, held by this process until it releases it or dies. filelock.Timeout if another one
+    holds it and `wait` is not set.
+
+    Where the file system has no locks, that a file beside `path` exists is the lock: one that a killed process of
+    another machine left has to be removed by hand.
     """
     while True:
-        try:  # no link is followed: the folder may be of foreign making
+        lock: BaseFileLock = FileLock(path)
+        try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            lock = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+            lock.acquire(-1 if wait else 0)
         except FileNotFoundError:  # who held the lock has removed it and the folder, which was empty
             continue
         except FileExistsError:  # or has done so while the folder was looked at
             if path.parent.exists() and not path.parent.is_dir():
                 raise
             continue
-        try:
-            held = _lock(lock)
-            if not _is(lock, path):
-                continue  # who held it has removed the file: another may hold its successor
-            try:
-                yield held
-            finally:
-                path.unlink(missing_ok=True)
-            return
-        finally:
-            os.close(lock)
-
-
-def _lock(file: int) -> bool:
-    """Wait for the lock on the open `file`; whether there are such locks."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return False
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX)
-    except OSError as e:
-        if e.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-            raise
-        return False
-    return True
-
-
-def _is(file: int, path: Path) -> bool:
-    """Whether the open `file` is still the one at `path`."""
-    try:
-        return os.path.samestat(os.fstat(file), path.lstat())
-    except FileNotFoundError:
-        return False
+        except OSError as e:
+            if e.errno not in NO_LOCKS:
+                raise
+            lock = SoftFileLock(path.with_name(f"{path.name}.held"))
+            lock.acquire(-1 if wait else 0)
+        return lock
 
 
 def remove_leftovers(folder: Path, names: str) -> None:
