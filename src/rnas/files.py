@@ -12,16 +12,19 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-from filelock import BaseFileLock, FileLock, SoftFileLock
+from typing import TYPE_CHECKING, Any
 
 from rnas.errors import RnasError
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """The errors of a full disk, a used-up quota and a limit on files."""
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP)
 """The errors of file systems without locks, besides ENOSYS, which filelock knows."""
+TEMPORARY = r"\..+\.[0-9a-f]{8}\.tmp"
+"""As a regular expression: the whole name of a file that `replacing` has not yet put in its place."""
 RANDOM = "[a-z0-9_]{8}"
 """As a regular expression: what is between a temporary name's beginning and its end."""
 
@@ -49,6 +52,13 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):  # gone already, or its folder was never there
             temporary.unlink()
+
+
+def check_writable(folder: Path) -> None:
+    """RnasError unless files can be made in `folder`, or the folder itself: for whoever works for hours before that."""
+    existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise RnasError(f"cannot write to {folder}: {existing} is not a folder that you may write to")
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -81,6 +91,7 @@ def read_json(path: Path) -> Any:
 def locked(path: Path) -> Iterator[None]:
     """Hold the lock file `path`, waiting until no one else does. It is removed at the end, while it is still held."""
     lock = acquire(path)
+    assert lock is not None
     try:
         yield
     finally:
@@ -89,18 +100,23 @@ def locked(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def acquire(path: Path, wait: bool = True) -> BaseFileLock:
-    """The lock on the file `path`, held by this process until it releases it or dies. filelock.Timeout if another one
-    holds it and `wait` is not set.
+def acquire(path: Path, wait: bool = True) -> BaseFileLock | None:
+    """The lock on the file `path`, held by this process until it releases it or dies; without `wait` None, if another
+    one holds it.
 
     Where the file system has no locks, that a file beside `path` exists is the lock: one that a killed process of
     another machine left has to be removed by hand.
     """
+    from filelock import FileLock, SoftFileLock, Timeout  # here, because it takes a tenth of a second
+
+    lock: BaseFileLock = FileLock(path)
     while True:
-        lock: BaseFileLock = FileLock(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire(-1 if wait else 0)
+            return lock
+        except Timeout:
+            return None
         except FileNotFoundError:  # who held the lock has removed it and the folder, which was empty
             continue
         except FileExistsError:  # or has done so while the folder was looked at
@@ -108,11 +124,9 @@ def acquire(path: Path, wait: bool = True) -> BaseFileLock:
                 raise
             continue
         except OSError as e:
-            if e.errno not in NO_LOCKS:
+            if e.errno not in NO_LOCKS or isinstance(lock, SoftFileLock):
                 raise
             lock = SoftFileLock(path.with_name(f"{path.name}.held"))
-            lock.acquire(-1 if wait else 0)
-        return lock
 
 
 def remove_leftovers(folder: Path, names: str) -> None:

@@ -82,7 +82,7 @@ class State:
     bound: float | None = None  # H as a number, once known
     history: list[list[torch.Tensor]] = field(default_factory=list)  # α after every epoch, and at the start
 
-    def save(self, folder: Path) -> None:
+    def save(self, run: Run) -> None:
         state = {
             "net": self.net.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -91,7 +91,7 @@ class State:
             "bound": self.bound,
             "history": self.history,
         }
-        checkpoint.save(folder, state)
+        checkpoint.save(run, state)
 
     def restore(self, saved: dict[str, Any]) -> None:
         self.net.load_state_dict(saved["net"])
@@ -125,24 +125,33 @@ def search(settings: Search, console: Console | None = None) -> Genotype:
     state = State(net, optimizer, Rnas(net, attack, settings))
 
     facts = {**fingerprint(data), "precision": state.method.precision.name}
-    run = Run.open(settings.out, settings, resume=settings.resume, device=hardware(device), facts=facts)
-    saved = checkpoint.load(run.folder)
+    with Run.open(settings.out, settings, resume=settings.resume, device=hardware(device), facts=facts) as run:
+        return _search(plan, state, run, console)
+
+
+def _search(plan: Plan, state: State, run: Run, console: Console) -> Genotype:
+    """What is not done yet of `run`."""
+    settings = plan.settings
+    saved = checkpoint.load(run)
     if saved is None:
         state.remember()
         if plan.warmup == 0:
             state.bound = _bound(settings, state.method.measure(plan.monitored(plan.validation)).vulnerability)
     else:
         state.restore(saved)
-        console.say(f"search: going on after epoch {state.epoch} of {settings.epochs}")
     run.rewind(state.epoch)
+    if state.epoch == settings.epochs:
+        console.say(f"the search in {run.folder} is finished: nothing is left to do")
+    elif saved is not None:
+        console.say(f"search: going on after epoch {state.epoch} of {settings.epochs}")
     while state.epoch < settings.epochs:
         state.epoch += 1
         event = _epoch(plan, state, console)
         state.remember()
         run.log(**event)
-        state.save(run.folder)
+        state.save(run)
         console.say(_line(event, settings.epochs))
-    forget(net)
+    forget(state.net)
     last = _last(run.folder)
     if last["H"] is not None and last["F"] > last["H"]:
         message = (
@@ -152,7 +161,7 @@ def search(settings: Search, console: Console | None = None) -> Genotype:
         if last["event"] == "epoch":
             run.log(event="warning", message=message, F=last["F"], H=last["H"])
     _save_alphas(run.folder, settings, state)
-    genotype = net.genotype()
+    genotype = state.net.genotype()
     genotype.save(run.folder / GENOTYPE)
     return genotype
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,6 @@ def train(settings: Train, console: Console | None = None) -> nn.Module:
     else:
         net = zoo.build_genotype(genotype, len(data.classes), **options)
     facts = {"genotype": genotype.to_json()} if genotype else {}
-    fit(net, data, replace(settings, arch=name), console, facts)
     meta = {
         "arch": name,
         "genotype": genotype.to_json() if genotype else None,
@@ -83,7 +83,7 @@ def train(settings: Train, console: Console | None = None) -> nn.Module:
         "dataset": data.name,
         "parameters": sum(p.numel() for p in net.parameters()),
     }
-    save_model(settings.out, net, meta)
+    _fit(net, data, replace(settings, arch=name), console, facts, lambda: save_model(settings.out, net, meta))
     return net
 
 
@@ -117,9 +117,9 @@ class State:
     optimizer: torch.optim.Optimizer
     epoch: int = 0
 
-    def save(self, folder: Path) -> None:
+    def save(self, run: Run) -> None:
         state = {"net": self.net.state_dict(), "optimizer": self.optimizer.state_dict(), "epoch": self.epoch}
-        checkpoint.save(folder, state)
+        checkpoint.save(run, state)
 
     def restore(self, saved: dict[str, Any]) -> None:
         """RnasError if `saved` is of another network."""
@@ -131,7 +131,6 @@ class State:
         self.epoch = saved["epoch"]
 
 
-@full_precision()
 def fit(
     net: nn.Module,
     data: Dataset,
@@ -145,6 +144,19 @@ def fit(
 
     Ends with the network in eval mode. RnasError for bad input, before anything is written.
     """
+    _fit(net, data, settings, console, facts, lambda: None)
+
+
+@full_precision()
+def _fit(
+    net: nn.Module,
+    data: Dataset,
+    settings: Train,
+    console: Console | None,
+    facts: dict[str, Any] | None,
+    finish: Callable[[], None],
+) -> None:
+    """`fit`; `finish` is called at the end, while no other process may write to the folder."""
     console = console or Console(quiet=True)
     device = choose_device(settings.device)
     if len(data.train) < settings.batch_size:
@@ -164,20 +176,24 @@ def fit(
     state = State(net, optimizer)
     precision = choose_precision(settings.precision)
     facts = {**fingerprint(data), "precision": precision.name, **(facts or {})}
-    run = Run.open(settings.out, settings, resume=settings.resume, device=hardware(device), facts=facts)
-    saved = checkpoint.load(run.folder)
-    if saved is not None:
-        state.restore(saved)
-        console.say(f"train: going on after epoch {state.epoch} of {settings.epochs}")
-    run.rewind(state.epoch)
-    while state.epoch < settings.epochs:
-        state.epoch += 1
-        event = _epoch(state, images, settings, attack, device, precision, console)
-        run.log(**event)
-        state.save(run.folder)
-        console.say(_line(event, settings.epochs))
-    forget(net)
-    net.eval()
+    with Run.open(settings.out, settings, resume=settings.resume, device=hardware(device), facts=facts) as run:
+        saved = checkpoint.load(run)
+        if saved is not None:
+            state.restore(saved)
+        run.rewind(state.epoch)
+        if state.epoch == settings.epochs:
+            console.say(f"the training in {run.folder} is finished: nothing is left to do")
+        elif saved is not None:
+            console.say(f"train: going on after epoch {state.epoch} of {settings.epochs}")
+        while state.epoch < settings.epochs:
+            state.epoch += 1
+            event = _epoch(state, images, settings, attack, device, precision, console)
+            run.log(**event)
+            state.save(run)
+            console.say(_line(event, settings.epochs))
+        forget(net)
+        net.eval()
+        finish()
 
 
 def _check_network(net: nn.Module, images: Split, classes: int) -> None:
