@@ -21,8 +21,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rnas.errors import RnasError
-from rnas.files import TEMPORARY, acquire, check_writable, read_json, remove_leftovers, replacing, write_json, write_text
-from rnas.settings import Source, identity
+from rnas.files import (
+    TEMPORARY,
+    acquire,
+    check_writable,
+    read_json,
+    remove_leftovers,
+    replacing,
+    write_json,
+    write_text,
+)
+from rnas.settings import Source, from_json, identity
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -162,7 +171,8 @@ def check_free(folder: Path, wanted: dict[str, Any], resume: bool) -> None:
             "choose another --out, or the settings it began with"
         )
     if not resume:
-        raise RnasError(f"{folder} holds this run already: --resume goes on with it, another --out starts anew")
+        again = shlex.join(["rnas", wanted["command"], "--resume", str(folder)])
+        raise RnasError(f"{folder} holds this run already: {again} goes on with it, another --out starts anew")
 
 
 def differences(found: Record, wanted: Record) -> dict[str, str]:
@@ -182,6 +192,27 @@ def _line(event: Record) -> str:
     """One event as a line of the log, with its checksum."""
     text = json.dumps(event, ensure_ascii=False, allow_nan=False)
     return json.dumps({**event, CHECK: zlib.crc32(text.encode())}, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def settings_of(folder: Path, command: type[Any]) -> Any:
+    """The settings of the run in `folder`, which is one of `command`, so that `--resume` goes on with it.
+
+    RnasError if there is none, if it is another command's, or if settings.json is damaged.
+    """
+    path, name = folder / SETTINGS, command.__name__.lower()
+    if not path.is_file():
+        raise RnasError(f"{folder} holds no run to go on with: {SETTINGS} is missing")
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise RnasError(f"{path} is damaged: expected a JSON object")
+    if found.get("command") != name:
+        raise RnasError(f"{folder} holds a run of rnas {found.get('command')}, not of rnas {name}")
+    try:
+        if found.get("arch") == "genotype":  # which settings.json holds
+            found["arch"] = str(folder)
+        return from_json(command, {**found, "out": str(folder), "resume": True})
+    except (AttributeError, KeyError, TypeError, ValueError, RnasError) as e:
+        raise RnasError(f"{path} is damaged, or of another version of rnas: {e}") from e
 
 
 def read_log(folder: Path) -> list[Record]:
@@ -243,7 +274,7 @@ def training_of(folder: Path) -> Trained:
             if not isinstance(source.get(key), kinds):
                 raise TypeError(f"{key} is {source.get(key)!r}")
         return Trained(Source(**source), int(settings["seed"]), bool(settings["standard"]))
-    except (KeyError, TypeError, ValueError) as e:
+    except (KeyError, TypeError, ValueError, RnasError) as e:
         raise RnasError(f"{path} does not say which images the network was trained on, and how ({e})") from e
 
 

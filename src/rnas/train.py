@@ -89,11 +89,13 @@ def train(settings: Train, console: Console | None = None) -> nn.Module:
 
 def find_architecture(arch: str) -> tuple[str, Architecture | None]:
     """What ARCH names: a member of the zoo (its name, None), or a genotype's file or search folder
-    ("genotype", the genotype). RnasError if it is none of them."""
+    ("genotype", the genotype), or the folder of a training of one. RnasError if it is none of them."""
     path = Path(arch)
     for candidate in (path, path / "genotype.json", path / "search" / "genotype.json"):
         if candidate.is_file():
             return "genotype", architecture_from_json(read_json(candidate), str(candidate))
+    if (path / SETTINGS).is_file() and (genotype := _object(path / SETTINGS).get("genotype")) is not None:
+        return "genotype", architecture_from_json(genotype, str(path / SETTINGS))
     if path.is_dir():
         raise RnasError(f"{arch} holds no genotype.json: expected the folder of a finished search")
     if path.suffix == ".json":
@@ -104,9 +106,14 @@ def find_architecture(arch: str) -> tuple[str, Architecture | None]:
 def _searched_on(folder: Path) -> str | None:
     """The images that the search in `folder` was on, if it is one and says so."""
     path = folder / SETTINGS
-    settings = read_json(path) if path.is_file() else None
-    source = settings.get("source") if isinstance(settings, dict) else None
+    source = _object(path).get("source") if path.is_file() else None
     return source.get("data") if isinstance(source, dict) else None
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`, or an empty one where it holds something else."""
+    found = read_json(path)
+    return found if isinstance(found, dict) else {}
 
 
 @dataclass
