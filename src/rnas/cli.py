@@ -36,7 +36,6 @@ from rnas.settings import (
     Search,
     Train,
     Zoo,
-    identity,
 )
 
 process.settle()
@@ -132,14 +131,16 @@ def _resumed(arguments: list[str]) -> Any:
     from rnas.runs import settings_of
 
     rest = [*arguments[1:at], *arguments[at + 2 :]]
-    least = [command, *_RESUMED[command], "--out", run]
-    bare, asked = _parse(least), _parse([*least, *rest])
-    if identity(bare) != identity(asked) or asked.precision != bare.precision:
+    flags = [argument.partition("=")[0] for argument in rest if argument.startswith("-")]
+    if set(flags) - _ANYWHERE or (rest and not flags):
         raise RnasError(f"--resume {run} takes the settings from its folder: leave out {shlex.join(rest)}")
-    found = settings_of(bare.out, type(bare))
+    asked = _parse([command, *_RESUMED[command], "--out", run, *rest])
+    found = settings_of(asked.out, type(asked))
     return replace(found, device=asked.device, save_memory=asked.save_memory)
 
 
+_ANYWHERE = {"--device", "--save-memory"}
+"""The options that a run may go on with differently."""
 _RESUMED: dict[str, list[str]] = {"run": [], "search": [], "train": ["ResNet18"]}
 """The commands with --resume RUN, and what stands for their positional arguments until the settings are known."""
 

@@ -523,7 +523,7 @@ def from_json(kind: type[Any], plain: dict[str, Any]) -> Any:
 
 def _typed(annotation: Any, value: Any, name: str) -> Any:
     """`value`, from JSON, as what a field of the type `annotation` holds."""
-    if is_dataclass(annotation):
+    if is_dataclass(annotation) and isinstance(value, dict):
         return from_json(cast("type[Any]", annotation), value)
     kinds = set(get_args(annotation) or (annotation,))
     if value is None and type(None) in kinds:
