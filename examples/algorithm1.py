@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
+from rnas.methods.projection import gradients, project
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from rnas.attacks import PGD
 from rnas.data import batches, halves, load
 from rnas.genotype import Genotype
-from rnas.methods.projection import gradients, project
 from rnas.nets.supernet import Supernet
 from rnas.settings import SearchSpace
 from rnas.vulnerability import network_vulnerability

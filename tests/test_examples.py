@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from examples import algorithm1
+from rnas.methods.rnas import Rnas
 
 from rnas.attacks import PGD
-from rnas.methods.rnas import Rnas
 from rnas.nets.supernet import Supernet
 from rnas.settings import Search, SearchSpace
 from rnas.steps import weight_step

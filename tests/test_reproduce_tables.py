@@ -12,14 +12,14 @@ import pytest
 
 from report_runs import make_network, write_json
 from rnas.errors import RnasError
-from rnas.evaluation import wilson as integer_wilson
 from rnas.paper import table
 from rnas.reproduce import write
 from rnas.reproduce.caption import caption
 from rnas.reproduce.plan import Plan, make_plan
-from rnas.reproduce.results import Line, Value, collect, value, wilson
+from rnas.reproduce.results import Line, Value, collect, value
 from rnas.reproduce.tables import latex, reasons, to_csv, to_html, to_latex, to_markdown
 from rnas.settings import Reproduce
+from rnas.statistics import wilson
 
 
 def line(**values: Value) -> Line:
@@ -34,7 +34,7 @@ def test_mean_deviation_interval_and_difference() -> None:
     assert v.mean == pytest.approx(60)
     assert v.std == pytest.approx(10)  # √((1 + 0 + 1)/2) of 10
     assert v.difference == pytest.approx(7.66)
-    assert v.interval == pytest.approx(tuple(100 * b for b in integer_wilson(60, 100)))
+    assert v.interval == pytest.approx(tuple(100 * b for b in wilson(0.6, 100)))
     assert value([0.5], 100).std is None
     assert value([0.5], 100).difference is None
     assert wilson(0.0, 10)[0] == 0.0

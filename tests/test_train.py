@@ -23,11 +23,14 @@ from own_networks import Cut, Digits, Heads, Tied, Whole
 from rnas.console import Console
 from rnas.data import load
 from rnas.errors import RnasError
-from rnas.evaluation import evaluate_run, wilson
+from rnas.evaluation import evaluate_run, holds
+from rnas.evaluations import read_all
 from rnas.export import export
 from rnas.nets.fast_kernels import arranged_for
+from rnas.report.read import NetworkPart, read_parts
 from rnas.runs import read_log
 from rnas.settings import Compare, Distortion, Evaluate, Export, Perturbation, Report, Run, Search, Source, Train
+from rnas.statistics import wilson
 from rnas.train import fit, train
 
 SMALL = Train(
@@ -230,23 +233,37 @@ def test_evaluation_files_agree_with_each_other(tmp_path: Path) -> None:
 
 
 def test_evaluations_of_one_kind_add_up(tmp_path: Path) -> None:
-    """Another attack joins what was found before; another ε puts it aside, each one. Nothing is lost."""
+    """Another attack joins what was found before; another ε, or other images, lie beside it. Nothing is lost."""
     train(replace(SMALL, out=tmp_path, epochs=1, standard=True))
     evaluate_run(Evaluate(run=tmp_path, attacks=("fgsm",), limit=30))
     both = evaluate_run(Evaluate(run=tmp_path, attacks=("pgd2",), limit=30))
     assert set(both.summary["attacks"]) == {"fgsm", "pgd2"}
     assert both.summary["union"]["accuracy"] == (both.masks["fgsm"] & both.masks["pgd2"]).mean()
-    other = evaluate_run(Evaluate(run=tmp_path, attacks=("fgsm",), limit=30, eps=1 / 255))
-    assert set(other.summary["attacks"]) == {"fgsm"}
-    assert set(json.loads((tmp_path / "evaluation.previous-1.json").read_text())["attacks"]) == {"fgsm", "pgd2"}
-    screen = io.StringIO()
-    evaluate_run(Evaluate(run=tmp_path, attacks=("fgsm",), limit=20), Console(screen))
-    assert "is kept as evaluation.previous-2.json" in screen.getvalue()
-    kept = [json.loads((tmp_path / f"evaluation.previous-{k}.json").read_text()) for k in (1, 2)]
-    assert [found["eps"] for found in kept] == pytest.approx([16 / 255, 1 / 255])
-    for k, found in enumerate(kept, 1):
-        with np.load(tmp_path / f"masks.previous-{k}.npz") as masks:
-            assert masks["fgsm"].mean() == found["attacks"]["fgsm"]["accuracy"]
+    before = (tmp_path / "evaluation.json").read_bytes()
+    others = (Evaluate(run=tmp_path, attacks=("fgsm",), limit=30, eps=1 / 255), Evaluate(tmp_path, ("fgsm",), limit=20))
+    for settings in (*others, *others):  # a second time they join themselves
+        assert set(evaluate_run(settings).summary["attacks"]) == {"fgsm"}
+    assert (tmp_path / "evaluation.json").read_bytes() == before
+    kept = read_all(tmp_path)
+    assert [(e.summary["n"], e.attacks) for e in kept] == [(30, ["fgsm", "pgd2"]), (30, ["fgsm"]), (20, ["fgsm"])]
+    assert all(e.files.masks.exists() and e.files.examples.exists() for e in kept)
+    (part,) = read_parts([tmp_path])
+    assert isinstance(part, NetworkPart)
+    assert (part.shown, part.evaluation) == ("evaluation.json", kept[0].summary)
+
+
+def test_results_may_lie_elsewhere(tmp_path: Path) -> None:
+    """Of a run that one may only read, nothing is written into its folder; a page can be made of the results alone."""
+    train(replace(SMALL, out=tmp_path / "run", epochs=1, standard=True))
+    before = sorted((p, p.stat().st_mtime_ns) for p in (tmp_path / "run").iterdir())
+    settings = Evaluate(run=tmp_path / "run", attacks=("fgsm",), limit=20, out=tmp_path / "mine")
+    evaluate_run(settings)
+    assert sorted((p, p.stat().st_mtime_ns) for p in (tmp_path / "run").iterdir()) == before
+    assert holds(settings)
+    assert not holds(replace(settings, out=None))
+    (part,) = read_parts([tmp_path / "mine"])
+    assert isinstance(part, NetworkPart)
+    assert part.shown == "evaluation.json"
 
 
 @pytest.mark.parametrize("file", ["evaluation.json", "masks.npz"])
@@ -329,4 +346,4 @@ def test_evaluation_refuses_other_images(tmp_path: Path) -> None:
 def test_wilson_is_scipys(n: int, data: st.DataObject) -> None:
     k = data.draw(st.integers(0, n))
     expected = binomtest(k, n).proportion_ci(method="wilson")
-    assert wilson(k, n) == pytest.approx((expected.low, expected.high), abs=1e-9)
+    assert wilson(k / n, n) == pytest.approx((expected.low, expected.high), abs=1e-9)

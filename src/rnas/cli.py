@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shlex
 import signal
 import sys
 import threading
@@ -23,7 +24,19 @@ from rnas import process
 from rnas.console import Console
 from rnas.errors import RnasError, out_of_memory
 from rnas.files import is_text
-from rnas.settings import Compare, Data, Distortion, Evaluate, Export, Report, Reproduce, Run, Search, Train, Zoo
+from rnas.settings import (
+    Compare,
+    Data,
+    Distortion,
+    Evaluate,
+    Export,
+    Report,
+    Reproduce,
+    Run,
+    Search,
+    Train,
+    Zoo,
+)
 
 process.settle()
 
@@ -107,6 +120,41 @@ def _terminate(number: int, frame: object) -> None:
 
 def parse(arguments: Sequence[str]) -> Any:
     """The settings that the command line `arguments` asks for. RnasError for bad ones."""
+    resumed = _resumed(list(arguments))
+    return _parse(arguments) if resumed is None else resumed
+
+
+def _resumed(arguments: list[str]) -> Any:
+    """The settings of the run that `--resume RUN` names, which lie in its folder; None if the line names none so."""
+    if not arguments or arguments[0] not in _RESUMED or "--resume" not in arguments:
+        return None
+    command, at = arguments[0], arguments.index("--resume")
+    run = next(iter(arguments[at + 1 :]), "-")
+    if run.startswith("-") or any(argument.split("=")[0] == "--out" for argument in arguments):
+        return None
+    from rnas.runs import settings_of
+
+    rest = [*arguments[1:at], *arguments[at + 2 :]]
+    flags = [argument.partition("=")[0] for argument in rest if argument.startswith("-")]
+    if set(flags) - _ANYWHERE or (rest and not flags):
+        raise RnasError(f"--resume {run} takes the settings from its folder: leave out {shlex.join(rest)}")
+    asked = _parse([command, *_RESUMED[command], "--out", run, *rest])
+
+    def kind(found: dict[str, Any]) -> type[Any]:
+        return _settings_of_method(found["method"]) if command == "search" else type(asked)
+
+    found = settings_of(asked.out, command, kind)
+    return replace(found, device=asked.device, save_memory=asked.save_memory)
+
+
+_ANYWHERE = {"--device", "--save-memory"}
+"""The options that a run may go on with differently."""
+_RESUMED: dict[str, list[str]] = {"run": [], "search": [], "train": ["ResNet18"]}
+"""The commands with --resume RUN, and what stands for their positional arguments until the settings are known."""
+
+
+def _parse(arguments: Sequence[str]) -> Any:
+    """The settings that the command line `arguments` spells out. RnasError for bad ones."""
     said = io.StringIO()
     search = _search_settings(arguments)
     try:
@@ -133,9 +181,13 @@ def _search_settings(arguments: Sequence[str]) -> type[Search]:
     helps = {"-h", "--help"} & set(arguments)
     if list(arguments[:1]) != ["search"] or (helps and not values):
         return Search
+    return _settings_of_method(values[-1] if values else Search.method)
+
+
+def _settings_of_method(name: str) -> type[Search]:
     from rnas.nas.methods import load
 
-    return load(values[-1] if values else Search.method).settings
+    return load(name).settings
 
 
 def _flag(argument: str) -> str:
@@ -235,9 +287,10 @@ def _run(command: Any) -> None:
             print(json.dumps(rows, indent=1) if command.json else table_text(rows, markdown=command.markdown))
         case Export():
             from rnas.evaluation import model_folder
-            from rnas.export import export
+            from rnas.export import check_target, export
             from rnas.nets.saved import load_model
 
+            check_target(command.format, command.out)
             model, meta = load_model(model_folder(command.run))
             difference = export(model, meta, command.format, command.out, tuple(meta["image_size"]))
             print(f"wrote {command.out}; its logits differ from the network's by {difference:.1e} at most")

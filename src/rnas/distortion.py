@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,12 +17,12 @@ from rnas.console import Console
 from rnas.data import Dataset, Split, load
 from rnas.data.dataset import white
 from rnas.errors import RnasError, unknown
-from rnas.files import write_json
+from rnas.files import check_writable, write_json
 from rnas.frozen import unfolded
 from rnas.nets.derived import DerivedNetwork
 from rnas.nets.saved import build_from_meta, find_model, load_model
 from rnas.precision import full_precision
-from rnas.runs import training_of, write_arrays
+from rnas.runs import alone, training_of, write_arrays
 from rnas.settings import Distortion
 from rnas.steps import choose_device, load_own_data, load_test_data, reseed
 from rnas.train import find_architecture
@@ -43,9 +44,26 @@ def distortion(settings: Distortion, console: Console | None = None) -> list[Pat
     if not settings.networks:
         raise RnasError("distortion needs the folder of a training run or the name of an architecture")
     device = choose_device(settings.device)
+    folders = _folders(settings)
+    for folder in folders:
+        check_writable(folder)
     found = [_network(name, settings) for name in settings.networks]
     chosen = [_choose_layers(of, settings.layers) for of in found]
-    folders = _folders(settings)
+    with ExitStack() as held:
+        for folder in folders:
+            held.enter_context(alone(folder))
+        _distort(settings, found, chosen, folders, device, console)
+    return folders
+
+
+def _distort(
+    settings: Distortion,
+    found: list[_Network],
+    chosen: list[dict[str, str]],
+    folders: list[Path],
+    device: torch.device,
+    console: Console,
+) -> None:
     for (name, run, standard, net, meta, data), layers, folder in zip(found, chosen, folders, strict=True):
         images = data.test[torch.arange(min(settings.limit, len(data.test)))]
         eps = settings.eps or data.eps_default
@@ -75,7 +93,6 @@ def distortion(settings: Distortion, console: Console | None = None) -> list[Pat
             write_json(run / DISTORTION, record)
         for line in _lines(record):
             console.say(line)
-    return folders
 
 
 def layers_of(net: nn.Module, arch: str) -> dict[str, str]:

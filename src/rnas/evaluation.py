@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import math
 import os
 import shutil
 from collections.abc import Sequence
@@ -24,38 +23,31 @@ from rnas.console import Console
 from rnas.data import Split
 from rnas.data.dataset import stratified, white
 from rnas.errors import RnasError, unknown
-from rnas.files import read_json, write_json
+from rnas.evaluations import (
+    Files,
+    Kept,
+    Mask,
+    alike,
+    answers,
+    asked,
+    figure,
+    in_folder,
+    is_of,
+    name_for,
+    of_union,
+    radius,
+    read_all,
+)
+from rnas.files import check_writable, read_json, write_json
 from rnas.frozen import Model
 from rnas.nets.saved import META, find_model, load_model
 from rnas.precision import full_precision
-from rnas.runs import SETTINGS, UNBOUNDED, check_evaluation, read_masks, union, write_arrays
+from rnas.runs import SETTINGS, UNBOUNDED, alone, write_arrays
 from rnas.settings import Evaluate
 from rnas.steps import choose_device, load_own_data, load_test_data
 
-EVALUATION, MASKS, EXAMPLES, PARTIAL = "evaluation.json", "masks.npz", "examples.npz", "evaluation.partial"
+PARTIAL = "evaluation.partial"
 PICTURED = 8  # images kept with their adversarial versions, to be looked at
-
-
-def wilson(successes: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """The 95 % confidence interval of a proportion (Wilson 1927)."""
-    p, z2 = successes / n, z * z
-    centre, half = p + z2 / (2 * n), z * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    return max(0.0, (centre - half) / (1 + z2 / n)), min(1.0, (centre + half) / (1 + z2 / n))
-
-
-Mask = np.ndarray[Any, np.dtype[np.bool_]]
-
-
-def _figure(mask: Mask) -> dict[str, Any]:
-    """An accuracy with its interval, from a mask of what is still right."""
-    right, n = int(mask.sum()), len(mask)
-    return {"accuracy": right / n, "interval": list(wilson(right, n))}
-
-
-def _union(masks: dict[str, Mask]) -> dict[str, Any]:
-    """The summary's entry of all bounded attacks together, if there is one of them."""
-    withstood = union(masks)
-    return {} if withstood is None else {"union": _figure(withstood)}
 
 
 def _sha256(*tensors: Tensor) -> str:
@@ -115,26 +107,50 @@ def evaluate(
         "images_sha256": _sha256(x, y),
         "chance": trust.chance(y.cpu().numpy()),
         "warnings": list(found.warnings),
-        "clean": _figure(found.masks["clean"]),
-        "attacks": {name: {**_figure(mask), "seconds": found.seconds[name]} for name, mask in attacked.items()},
-        **_union(found.masks),
+        "clean": figure(found.masks["clean"]),
+        "attacks": {name: {**figure(mask), "seconds": found.seconds[name]} for name, mask in attacked.items()},
+        **of_union(found.masks),
     }
     return Result(summary, dict(found.masks))
 
 
 def evaluate_run(settings: Evaluate, console: Console | None = None) -> Result:
-    """Evaluate the trained network of a run folder; writes evaluation.json, masks.npz and examples.npz into it."""
+    """Evaluate the trained network of a run folder; writes evaluation.json, masks.npz and examples.npz into it, or
+    into `settings.out`. Beside an evaluation of other settings these get a name of their own.
+
+    Another evaluation that is under way in the folder is waited for.
+    """
     console = console or Console(quiet=True)
     check_attacks(settings.attacks)
     folder = model_folder(settings.run)
     device = choose_device(settings.device)
     model, meta = load_model(folder)
     name, test = _test_images(settings, folder, meta)
-    eps = _radius(settings, name)
-    x, y = test.images / white(test.images.device), test.labels
-    earlier = _earlier(folder)  # what is wrong with it is better known before the attacks
-    state = _partial_state(settings, folder, eps, name, meta["weights"])
     model.to(device)
+    out = settings.out or folder
+    try:
+        check_writable(out)
+    except RnasError as e:
+        raise RnasError(f"{e}; --out names another folder for the results") from e
+    with alone(out, wait=console.say):
+        return _evaluate_into(out, settings, folder, model, meta, name, test, console)
+
+
+def _evaluate_into(
+    out: Path,
+    settings: Evaluate,
+    folder: Path,
+    model: torch.nn.Module,
+    meta: dict[str, Any],
+    name: str,
+    test: Split,
+    console: Console,
+) -> Result:
+    """Attack `model`, of `folder`, on the images `test` of the data set `name`, and keep what is found in `out`."""
+    x, y = test.images / white(test.images.device), test.labels
+    eps = radius(settings, name)
+    earlier = _earlier(out, settings, meta["weights"], console)
+    state = _partial_state(settings, out, eps, name, meta["weights"])
     with console.stages() as move:
 
         def progress(attack: str, done: int, total: int, survivors: int, seconds: float) -> None:
@@ -143,17 +159,22 @@ def evaluate_run(settings: Evaluate, console: Console | None = None) -> Result:
         result = evaluate(
             model, x, y, settings.attacks, eps, settings.norm, settings.seed, settings.batch_size, state, progress
         )
-    summary = {**result.summary, **_chosen(settings), "dataset": name, "model": str(meta["arch"])}
+    summary = {**result.summary, **asked(settings), "dataset": name, "model": str(meta["arch"])}
     summary["weights"] = meta["weights"]
     masks = result.masks
-    if earlier is not None and _of_one_kind(earlier[0], summary):
-        summary, masks = _joined(summary, masks, *earlier)
+    same = next((kept for kept in earlier if alike(kept.summary, summary)), None)
+    if same is not None:
+        files = same.files
+        summary, masks = _joined(summary, masks, same)
     else:
-        _put_aside(folder, console)
-    write_arrays(folder / MASKS, {**masks, "labels": y.numpy()})
+        files = Files(out, name_for(summary) if Files(out).summary.exists() else "")
+        if files.name:
+            console.say(f"{folder.name}: other evaluations are there; this one is {files.summary.name}")
+    write_arrays(files.masks, {**masks, "labels": y.numpy()})
     spread = torch.linspace(0, len(y) - 1, min(PICTURED, len(y))).long()  # test sets are often sorted by class
-    _save_examples(folder, model, x[spread].to(device), y[spread].to(device), eps, settings)
-    write_json(folder / EVALUATION, summary)
+    device = next(model.parameters()).device
+    _save_examples(files.examples, model, x[spread].to(device), y[spread].to(device), eps, settings)
+    write_json(files.summary, summary)
     shutil.rmtree(state)
     for line in _lines(folder.name, summary):
         console.say(line)
@@ -163,62 +184,37 @@ def evaluate_run(settings: Evaluate, console: Console | None = None) -> Result:
 def holds(settings: Evaluate) -> bool:
     """Whether the folder holds what an evaluation with `settings` would find, and maybe more attacks."""
     folder = find_model(settings.run)
-    if folder is None or not (folder / EVALUATION).exists() or not (folder / MASKS).exists():
+    meta = {} if folder is None else read_json(folder / META)
+    if folder is None or not isinstance(meta, dict):
         return False
-    found, meta = read_json(folder / EVALUATION), read_json(folder / META)
-    if not isinstance(found, dict) or not isinstance(found.get("attacks"), dict) or not isinstance(meta, dict):
-        return False  # not as rnas writes it
-    wanted = {
-        **_chosen(settings),
-        "eps": _radius(settings, str(found.get("dataset"))),
-        "norm": settings.norm,
-        "seed": settings.seed,
-        "weights": meta.get("weights"),
-    }
-    return all(found.get(k) == v for k, v in wanted.items()) and set(settings.attacks) <= set(found["attacks"])
+    kept = [files for files in in_folder(settings.out or folder) if files.masks.exists()]
+    return any(answers(read_json(files.summary), settings, meta.get("weights")) for files in kept)
 
 
-def _chosen(settings: Evaluate) -> dict[str, Any]:
-    """Which images were asked for, as evaluation.json says it."""
-    return {"limit": settings.limit, "data": settings.data}
+def _earlier(out: Path, settings: Evaluate, weights: str, console: Console) -> list[Kept]:
+    """The evaluations in `out`, of which the network may have one already. RnasError if one is damaged, which is better
+    known before the attacks, or if --out belongs to another network."""
+    kept = read_all(out)
+    if (strange := next((e for e in kept if not is_of(e.summary, weights)), None)) is None:
+        return kept
+    if settings.out is not None:
+        raise RnasError(f"{strange.files.summary} is of another network than {settings.run}: choose another --out")
+    if not strange.files.name:
+        _put_aside(out, console)
+    return [e for e in kept if is_of(e.summary, weights)]
 
 
-def _radius(settings: Evaluate, dataset: str) -> float:
-    return settings.eps or (0.5 if settings.norm == "l2" else 16 / 255 if dataset == "digits" else 8 / 255)
-
-
-def _earlier(folder: Path) -> tuple[dict[str, Any], dict[str, Mask]] | None:
-    """The evaluation and the masks in `folder`, or None if there are none. RnasError if they are damaged."""
-    if not (folder / EVALUATION).exists() or not (folder / MASKS).exists():
-        return None
-    summary = read_json(folder / EVALUATION)
-    if not isinstance(summary, dict):
-        raise RnasError(f"{folder / EVALUATION} is damaged: expected a JSON object")
-    check_evaluation(summary, folder / EVALUATION)
-    masks, _ = read_masks(folder / MASKS)
-    if any(len(mask) != summary.get("n") for mask in masks.values()):
-        raise RnasError(f"{folder / MASKS} is damaged: expected a verdict on each of {summary.get('n')} images")
-    return summary, masks
-
-
-def _of_one_kind(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two evaluations are of the same weights on the same images under the same threat."""
-    return all(one.get(key) == other[key] for key in ("eps", "norm", "n", "seed", "images_sha256", "weights"))
-
-
-def _joined(
-    summary: dict[str, Any], masks: dict[str, Mask], earlier: dict[str, Any], found: dict[str, Mask]
-) -> tuple[dict[str, Any], dict[str, Mask]]:
+def _joined(summary: dict[str, Any], masks: dict[str, Mask], earlier: Kept) -> tuple[dict[str, Any], dict[str, Mask]]:
     """A result with what an earlier evaluation of the same kind found by other attacks."""
-    kept = {name: found[name] for name in earlier["attacks"] if name not in masks and name in found}
+    kept = {name: earlier.masks[name] for name in earlier.attacks if name not in masks and name in earlier.masks}
     masks = {**masks, **kept}
-    attacks = {name: {**earlier["attacks"][name], **_figure(mask)} for name, mask in kept.items()}
-    answered = {_black_box_wins(found)} - {_black_box_wins(masks)}  # it asked for attacks that have been run since
-    warnings = [*(w for w in earlier.get("warnings", []) if w not in answered), *summary["warnings"]]
+    attacks = {**{name: earlier.summary["attacks"][name] for name in kept}, **summary["attacks"]}
+    answered = {_black_box_wins(earlier.masks)} - {_black_box_wins(masks)}  # it asked for attacks that were run since
+    warnings = [*(w for w in earlier.summary.get("warnings", []) if w not in answered), *summary["warnings"]]
     return {
         **{key: value for key, value in summary.items() if key != "union"},
-        "attacks": {**attacks, **summary["attacks"]},
-        **_union(masks),
+        "attacks": attacks,
+        **of_union(masks),
         "warnings": list(dict.fromkeys(warnings)),
     }, masks
 
@@ -228,18 +224,14 @@ def _black_box_wins(masks: dict[str, Mask]) -> str | None:
 
 
 def _put_aside(folder: Path, console: Console) -> None:
-    """Keep an evaluation of another kind (ε, images, weights) that `folder` holds, under a name that is free."""
-    if not (folder / EVALUATION).exists():
-        return
-    taken = {path.stem.rpartition("-")[2] for path in folder.glob("*.previous-*")}
-    number = next(k for k in itertools.count(1) if str(k) not in taken)
-    for name in (MASKS, EVALUATION):
-        if (folder / name).exists():
-            stem, suffix = name.split(".")
-            os.replace(folder / name, folder / f"{stem}.previous-{number}.{suffix}")
-    console.say(
-        f"{folder.name}: an earlier evaluation, of other settings, is kept as evaluation.previous-{number}.json"
-    )
+    """Keep the evaluation.json of a network that `folder` no longer holds, under a name that is free."""
+    taken = {files.name for files in in_folder(folder)}
+    name = next(name for k in itertools.count(1) if (name := f"previous-{k}") not in taken)
+    old, new = Files(folder), Files(folder, name)
+    for before, after in ((old.masks, new.masks), (old.examples, new.examples), (old.summary, new.summary)):
+        if before.exists():
+            os.replace(before, after)
+    console.say(f"{folder.name}: the evaluation of earlier weights is kept as {new.summary.name}")
 
 
 def check_attacks(names: Sequence[str]) -> None:
@@ -272,10 +264,7 @@ def _test_images(settings: Evaluate, folder: Path, meta: dict[str, Any]) -> tupl
     else:
         data = load_test_data(settings.data, folder, meta, image_size=settings.image_size)
     if list(data.classes) != meta["classes"]:
-        raise RnasError(
-            f"{data.name} has other classes than the network in {folder}: {_some(data.classes)} "
-            f"where it has {_some(meta['classes'])}"
-        )
+        raise RnasError(f"{data.name} has other classes than {folder / META}: {_disagreement(data.classes, meta)}")
     if list(data.image_size) != meta["image_size"]:
         raise RnasError(
             f"{data.name} has images of {list(data.image_size)}: the network in {folder} takes {meta['image_size']}"
@@ -284,13 +273,23 @@ def _test_images(settings: Evaluate, folder: Path, meta: dict[str, Any]) -> tupl
     return data.name, data.test[stratified(data.test.labels, n, seed=0).nonzero()[:, 0]]  # the same for every run
 
 
+def _disagreement(classes: Sequence[str], meta: dict[str, Any]) -> str:
+    """How the classes of images and of a network differ: only what differs, for they may be hundreds."""
+    known = meta["classes"]
+    found = (
+        ("only there", [c for c in classes if c not in known]),
+        ("only here", [c for c in known if c not in classes]),
+    )
+    return "; ".join(f"{where} {_some(names)}" for where, names in found if names) or "the same in another order"
+
+
 def _some(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (", …" if len(names) > most else "")
 
 
-def _partial_state(settings: Evaluate, folder: Path, eps: float, name: str, weights: str) -> Path:
+def _partial_state(settings: Evaluate, out: Path, eps: float, name: str, weights: str) -> Path:
     """The folder that keeps an unfinished evaluation. RnasError if it holds one that would not be gone on with."""
-    state = folder / PARTIAL
+    state = out / PARTIAL
     wanted = {
         "attacks": list(settings.attacks),
         "eps": eps,
@@ -319,7 +318,7 @@ def _partial_state(settings: Evaluate, folder: Path, eps: float, name: str, weig
     return state
 
 
-def _save_examples(folder: Path, model: torch.nn.Module, x: Tensor, y: Tensor, eps: float, settings: Evaluate) -> None:
+def _save_examples(path: Path, model: torch.nn.Module, x: Tensor, y: Tensor, eps: float, settings: Evaluate) -> None:
     """A few test images with their PGD-20 versions and what the network says of both, for the report."""
     attack = PGD(eps=eps, step=eps / 4, steps=20, norm=settings.norm, seed=settings.seed)
     x_adv = attack(model, x, y)
@@ -333,7 +332,7 @@ def _save_examples(folder: Path, model: torch.nn.Module, x: Tensor, y: Tensor, e
         "adversarial_prediction": adversarial_prediction,
         "attack": np.array("pgd20"),
     }
-    write_arrays(folder / EXAMPLES, arrays)
+    write_arrays(path, arrays)
 
 
 def _lines(name: str, summary: dict[str, Any]) -> list[str]:

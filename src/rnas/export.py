@@ -9,13 +9,14 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rnas.errors import RnasError, unknown
-from rnas.files import replacing
+from rnas.files import check_writable, write_bytes
 
 OURS = {".html", ".json", ".jsonl", ".npz", ".safetensors"}
 """What files of a run end in: none of them is what an exported network replaces."""
@@ -31,22 +32,19 @@ def export(
     The file takes images (B,3,H,W) in [0,1], any B, of `image_size` (a side, or H and W), and returns logits
     (B,classes); normalisation is inside. It carries model.json's content and the class names: as ONNX metadata "model"
     and "classes", as TorchScript extra files "model.json" and "classes.json".
-    It is written to the side, run on random images, and put at `out` only if it agrees with the network to 1e-4.
+    It is written elsewhere, run on random images, and put at `out` only if it agrees with the network to 1e-4.
     RnasError if it does not, for an unknown format and for missing packages; `out` then stays as it was.
     """
     out = Path(out)
-    if fmt not in FORMATS:
-        raise unknown("format", fmt, FORMATS)
-    if out.is_dir():
-        raise RnasError(f"{out} is a folder: expected the name of the file to write")
-    if out.exists() and out.suffix in OURS:
-        raise RnasError(f"{out} would be overwritten: expected the name of a new file, such as model.onnx")
+    check_target(fmt, out)
     write, load = FORMATS[fmt]
     network = copy.deepcopy(model).cpu().eval()
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     # Not the batch that it was written with, so that a file with a fixed batch is found out.
     images = torch.rand(5, 3, *size, generator=torch.Generator().manual_seed(0))
-    with replacing(out) as temporary:
+    # Elsewhere, for it takes seconds: a run folder's next writer removes what it finds half-written.
+    with TemporaryDirectory() as scratch:
+        temporary = Path(scratch) / out.name
         write(network, images[:2], {"model": model_json, "classes": model_json["classes"]}, temporary)
         with torch.no_grad():
             difference = float((load(temporary)(images) - network(images)).abs().max())
@@ -55,7 +53,19 @@ def export(
                 f"the {fmt} file's logits differ from the network's by {difference:.2g}, more than {TOLERANCE:g}: "
                 f"{out} is not written"
             )
+        write_bytes(out, temporary.read_bytes())
     return difference
+
+
+def check_target(fmt: str, out: Path) -> None:
+    """RnasError unless there is a format `fmt`, and a new file `out` can be written."""
+    if fmt not in FORMATS:
+        raise unknown("format", fmt, FORMATS)
+    if out.is_dir():
+        raise RnasError(f"{out} is a folder: expected the name of the file to write")
+    if out.exists() and out.suffix in OURS:
+        raise RnasError(f"{out} would be overwritten: expected the name of a new file, such as model.onnx")
+    check_writable(out.parent)
 
 
 def _write_onnx(network: nn.Module, example: Tensor, metadata: dict[str, Any], path: Path) -> None:

@@ -43,27 +43,30 @@ def run(settings: Run, console: Console | None = None) -> Path:
         budget = plan(settings, len(data.train), choice.changes(settings.eps or data.eps_default))
         console.say(fitting.describe(choice, budget, settings.minutes, kept))
     device, facts = hardware(choose_device(settings.device)), {"precision": choose_precision(settings.precision).name}
-    folder = Folder.open(out, settings, resume=settings.resume, device=device, facts=facts)
-    if choice is None:
-        return _work(budget, folder.folder, console)
-    fitting.keep(choice, out)
-    with fitting.threads(choice.threads):
-        return _work(budget, folder.folder, console)
+    with Folder.open(out, settings, resume=settings.resume, device=device, facts=facts):
+        if choice is None:
+            return _work(budget, out, console)
+        fitting.keep(choice, out)
+        with fitting.threads(choice.threads):
+            return _work(budget, out, console)
 
 
 def _work(budget: Budget, out: Path, console: Console) -> Path:
     """What is not done yet of a run in `out`; the path of the report."""
+    report, exported = out / "report.html", out / "model.onnx"
+    evaluations = {name: replace(budget.evaluate, run=out / name) for name in budget.trainings}
+    if all(map(holds, evaluations.values())) and report.exists() and exported.exists():
+        console.say(f"the run in {out} is finished: nothing is left to do\nreport: {report}\nmodel: {exported}")
+        return report
     if not (out / "search" / GENOTYPE).exists():
         search(budget.search, console)
     for name, job in budget.trainings.items():
         if not (out / name / "model.json").exists():
             train(job, console)
-        evaluation = replace(budget.evaluate, run=out / name)
-        if not holds(evaluation):
-            evaluate_run(evaluation, console)
+        if not holds(evaluations[name]):
+            evaluate_run(evaluations[name], console)
     model, meta = load_model(out / "train")
-    export(model, meta, "onnx", out / "model.onnx", tuple(meta["image_size"]))
-    report = out / "report.html"
+    export(model, meta, "onnx", exported, tuple(meta["image_size"]))
     write_report([out], report)
-    console.say(f"report: {report}\nmodel: {out / 'model.onnx'}")
+    console.say(f"report: {report}\nmodel: {exported}")
     return report

@@ -9,19 +9,39 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rnas.errors import RnasError
-from rnas.files import read_json, replacing, write_json, write_text
-from rnas.settings import Search, Source, identity
+from rnas.files import (
+    TEMPORARY,
+    acquire,
+    check_writable,
+    read_json,
+    remove_leftovers,
+    replacing,
+    write_json,
+    write_text,
+)
+from rnas.settings import Search, Source, from_json, identity
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 SETTINGS, ENVIRONMENT, LOG = "settings.json", "environment.json", "log.jsonl"
+LOCK, WRITER = ".lock", ".writer.json"
+"""The lock of a run folder, and who holds it. The lock stays: where it is removed, some network file systems let two
+processes in."""
+CHECK = "crc32"
+"""The key of a log line's checksum: of the line as it is without it."""
 Record = dict[str, Any]
 UNBOUNDED = ("cw-l2",)
 """Attacks that ε does not bound. A union is of attacks in one ball: it leaves them out, and they stand beside it."""
@@ -38,36 +58,95 @@ class Trained(NamedTuple):
 class Run:
     """One run folder, open for writing."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, identity: Record):
         self.folder = folder
+        self.identity = identity
+        """What tells this run from others, as JSON values."""
 
     @staticmethod
-    def open(folder: Path, settings: Any, *, resume: bool, device: str, facts: dict[str, Any] | None = None) -> Run:
-        """Start a run in `folder`, or with `resume` go on with the same run there.
+    @contextmanager
+    def open(
+        folder: Path, settings: Any, *, resume: bool, device: str, facts: dict[str, Any] | None = None
+    ) -> Iterator[Run]:
+        """Start a run in `folder`, or with `resume` go on with the same run there, as its only writer until the end.
 
         `facts` are what else makes the run what it is: the images, the genotype that a path led to.
 
-        RnasError, and nothing written, if the folder holds another run, or this one and `resume` is not set, or
-        cannot be written to.
+        RnasError, and nothing written, if the folder holds another run, or this one and `resume` is not set, if
+        another process writes to it, or if it cannot be written to.
         """
         wanted = {"command": command_of(settings), **identity(settings), **(facts or {})}
-        check_free(folder, wanted, resume)
-        if not (folder / SETTINGS).exists():
-            write_json(folder / ENVIRONMENT, environment(device, getattr(settings, "seed", None)))
-            write_json(folder / SETTINGS, {**wanted, "rnas": metadata.version("rnas")})
-        return Run(folder)
+        check_free(folder, wanted, resume)  # before a folder is made
+        with alone(folder):
+            check_free(folder, wanted, resume)  # whoever held it before may have begun another run
+            if not (folder / SETTINGS).exists():
+                write_json(folder / ENVIRONMENT, environment(device, getattr(settings, "seed", None)))
+                write_json(folder / SETTINGS, {**wanted, "rnas": metadata.version("rnas")})
+            yield Run(folder, wanted)
 
     def log(self, **event: Any) -> None:
         """Append one event to log.jsonl."""
         with open(self.folder / LOG, "a", encoding="utf-8") as f:
-            f.write(json.dumps(event, ensure_ascii=False, allow_nan=False) + "\n")
+            f.write(_line(event))
             f.flush()
             os.fsync(f.fileno())
 
     def rewind(self, epoch: int) -> None:
-        """Forget the epochs after `epoch`: they were logged, but the checkpoint of them was not written."""
+        """Forget the epochs after `epoch`: they were logged, but the checkpoint of them was not written.
+
+        RnasError if one up to it is missing.
+        """
         kept = [e for e in read_log(self.folder) if e.get("event") != "epoch" or e["epoch"] <= epoch]
-        write_text(self.folder / LOG, "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in kept))
+        logged = sum(e.get("event") == "epoch" for e in kept)
+        if logged < epoch:
+            raise RnasError(
+                f"{self.folder / LOG} tells of {logged or 'no'} epochs, but the checkpoint is of epoch {epoch}: "
+                "the log is damaged; choose another --out"
+            )
+        write_text(self.folder / LOG, "".join(map(_line, kept)))
+
+
+@contextmanager
+def alone(folder: Path, wait: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Hold `folder` as its only writer, as long as the process lives; what killed writers left half-written is removed.
+
+    If another process holds it: RnasError that says which; or `wait` is told, and the other's end is waited for.
+    RnasError if the folder cannot be written to.
+    """
+    lock = _hold(folder, wait)
+    try:
+        holder = {"pid": os.getpid(), "host": platform.node(), "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}"}
+        write_json(folder / WRITER, holder)
+        remove_leftovers(folder, TEMPORARY)
+        yield
+    finally:
+        (folder / WRITER).unlink(missing_ok=True)
+        lock.release()
+
+
+def _hold(folder: Path, wait: Callable[[str], None] | None) -> BaseFileLock:
+    check_writable(folder)
+    try:
+        lock = acquire(folder / LOCK, wait=False)
+        if lock is None:
+            held = f"{folder} is being written to by {_writer(folder)}"
+            if wait is None:
+                raise RnasError(f"{held}: wait for its end, or choose another --out")
+            wait(f"{held}: waiting for its end")
+            lock = acquire(folder / LOCK)
+            assert lock is not None
+        return lock
+    except OSError as e:
+        raise RnasError(f"cannot write to {folder}: {e.strerror or e}") from e
+
+
+def _writer(folder: Path) -> str:
+    """The process that holds `folder`, for people: it writes its name a moment after it has the lock."""
+    try:
+        found = json.loads((folder / WRITER).read_bytes())
+        return f"process {found['pid']} on {found['host']} since {found['since']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"
 
 
 def command_of(settings: Any) -> str:
@@ -80,7 +159,7 @@ def check_free(folder: Path, wanted: dict[str, Any], resume: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise RnasError(f"{folder} is a file: --out names a folder")
     if not (folder / SETTINGS).exists():
-        _check_writable(folder)
+        check_writable(folder)
         left = [name for name in (LOG, "checkpoint.pt") if (folder / name).exists()]
         if left:
             raise RnasError(f"{folder} holds {left[0]} but no {SETTINGS}: choose another --out")
@@ -88,17 +167,25 @@ def check_free(folder: Path, wanted: dict[str, Any], resume: bool) -> None:
     found = read_json(folder / SETTINGS)
     if not isinstance(found, dict):
         raise RnasError(f"{folder / SETTINGS} is damaged: expected a JSON object")
-    found = {"precision": "fp32", "lr_min": 0.0, **found}  # what there was before they could be chosen
-    differing = [k for k in wanted if found.get(k) != wanted[k]]
-    if differing:
-        if differing == ["images"]:
-            raise RnasError(
-                f"{folder} holds a run on other images than {wanted['source']['data']} has now: choose another --out"
-            )
-        changes = "; ".join(_change(k, found.get(k), wanted[k]) for k in differing)
-        raise RnasError(f"{folder} holds another run ({changes}): choose another --out, or the settings it began with")
+    changes = differences(found, wanted)
+    if "images" in changes and len(changes) == 1:
+        raise RnasError(
+            f"{folder} holds a run on other images than {wanted['source']['data']} has now: choose another --out"
+        )
+    if changes:
+        raise RnasError(
+            f"{folder} holds another run ({'; '.join(changes.values())}): "
+            "choose another --out, or the settings it began with"
+        )
     if not resume:
-        raise RnasError(f"{folder} holds this run already: --resume goes on with it, another --out starts anew")
+        again = shlex.join(["rnas", wanted["command"], "--resume", str(folder)])
+        raise RnasError(f"{folder} holds this run already: {again} goes on with it, another --out starts anew")
+
+
+def differences(found: Record, wanted: Record) -> dict[str, str]:
+    """What tells the run `found` from the run `wanted`: each setting, and how it differs, for people."""
+    found = {"precision": "fp32", "lr_min": 0.0, **found}  # what there was before they could be chosen
+    return {k: _change(k, found.get(k), v) for k, v in wanted.items() if found.get(k) != v}
 
 
 def _change(name: str, was: Any, now: Any) -> str:
@@ -108,30 +195,78 @@ def _change(name: str, was: Any, now: Any) -> str:
     return f"{name} was {json.dumps(was)}, now {json.dumps(now)}"
 
 
-def _check_writable(folder: Path) -> None:
-    existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise RnasError(f"cannot write to {folder}: {existing} is not a folder that you may write to")
+def _line(event: Record) -> str:
+    """One event as a line of the log, with its checksum."""
+    text = json.dumps(event, ensure_ascii=False, allow_nan=False)
+    return json.dumps({**event, CHECK: zlib.crc32(text.encode())}, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The events of a run, in order. A line cut off by a kill at the end of the file is left out."""
+def settings_of(folder: Path, name: str, kind: Callable[[Record], type[Any]]) -> Any:
+    """The settings of the run in `folder`, which is one of the command `name`, so that `--resume` goes on with it;
+    `kind` gives their class from what settings.json holds.
+
+    RnasError if there is none, if it is another command's, or if settings.json is damaged.
+    """
+    path = folder / SETTINGS
+    if not path.is_file():
+        raise RnasError(f"{folder} holds no run to go on with: {SETTINGS} is missing")
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise RnasError(f"{path} is damaged: expected a JSON object")
+    if found.get("command") != name:
+        raise RnasError(f"{folder} holds a run of rnas {found.get('command')}, not of rnas {name}")
+    try:
+        if found.get("arch") == "genotype":  # which settings.json holds
+            found["arch"] = str(folder)
+        return from_json(kind(found), {**found, "out": str(folder), "resume": True})
+    except (AttributeError, KeyError, TypeError, ValueError, RnasError) as e:
+        raise RnasError(f"{path} is damaged, or of another version of rnas: {e}") from e
+
+
+def read_log(folder: Path) -> list[Record]:
+    """The events of a run, in order. A line cut off by a kill at the end of the file is left out.
+
+    RnasError, naming file and line, unless every line is an object as it was written (lines of earlier versions have
+    no checksum), its numbers are finite, and the epochs are 1, 2, 3 and so on.
+    """
     path = folder / LOG
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    events = []
+    events: list[Record] = []
+    epochs = 0
     for number, line in enumerate(lines[:-1], 1):  # what follows the last newline was never finished
-        try:
-            event = json.loads(line)
-        except ValueError as e:
-            raise RnasError(f"{path}, line {number}, is not JSON: the log is damaged") from e
-        if not isinstance(event, dict):
-            raise RnasError(f"{path}, line {number}, is no JSON object: the log is damaged")
-        if event.get("event") == "epoch" and type(event.get("epoch")) is not int:
-            raise RnasError(f"{path}, line {number}, is an epoch without a number: the log is damaged")
+        where = f"{path}, line {number},"
+        event = _event(line, where)
+        if event.get("event") == "epoch":
+            epochs += 1
+            if type(event.get("epoch")) is not int:
+                raise RnasError(f"{where} is an epoch without a number: the log is damaged")
+            if event["epoch"] != epochs:
+                raise RnasError(f"{where} is epoch {event['epoch']} where epoch {epochs} belongs: the log is damaged")
         events.append(event)
     return events
+
+
+def _event(line: str, where: str) -> Record:
+    """The event that one line of the log holds."""
+    try:
+        event = json.loads(line, parse_constant=_finite, parse_float=_finite)
+    except (ValueError, RecursionError) as e:
+        raise RnasError(f"{where} is not JSON: the log is damaged ({e})") from e
+    if not isinstance(event, dict):
+        raise RnasError(f"{where} is not a JSON object: the log is damaged")
+    if CHECK in event and _line({k: v for k, v in event.items() if k != CHECK}) != f"{line}\n":
+        raise RnasError(f"{where} is not as it was written, by its checksum: the log is damaged")
+    event.pop(CHECK, None)
+    return event
+
+
+def _finite(text: str) -> float:
+    """The number that JSON text says. ValueError for NaN, infinity and what is too large: no figure of a run is one."""
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text} is not a finite number")
+    return value
 
 
 def training_of(folder: Path) -> Trained:
@@ -147,7 +282,7 @@ def training_of(folder: Path) -> Trained:
             if not isinstance(source.get(key), kinds):
                 raise TypeError(f"{key} is {source.get(key)!r}")
         return Trained(Source(**source), int(settings["seed"]), bool(settings["standard"]))
-    except (KeyError, TypeError, ValueError) as e:
+    except (KeyError, TypeError, ValueError, RnasError) as e:
         raise RnasError(f"{path} does not say which images the network was trained on, and how ({e})") from e
 
 

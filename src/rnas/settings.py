@@ -6,9 +6,9 @@ Each command is a frozen dataclass: its fields are the flags of the command line
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from tyro.conf import Positional
 from tyro.constructors import PrimitiveConstructorSpec
@@ -214,7 +214,7 @@ class Search:
     save_memory: bool = False
     """Keep only the cells' outputs for the backward pass: a fraction of the memory, about a third more time."""
     resume: bool = False
-    """Continue the run in this folder (or start it, if there is none)."""
+    """Continue the run in this folder (or start it, if there is none). --resume RUN alone takes the settings of RUN."""
 
     def __post_init__(self) -> None:
         _take_paths(self, "out")
@@ -266,7 +266,7 @@ class Train:
     save_memory: bool = False
     """For cell networks: keep only the cells' outputs for the backward pass; less memory, more time."""
     resume: bool = False
-    """Continue the run in this folder (or start it, if there is none)."""
+    """Continue the run in this folder (or start it, if there is none). --resume RUN alone takes the settings of RUN."""
 
     def __post_init__(self) -> None:
         _take_paths(self, "out")
@@ -305,6 +305,8 @@ class Evaluate:
     device: Device = "auto"
     resume: bool = False
     """Continue an evaluation that was cut off."""
+    out: Path | None = None
+    """Folder for the results, by default the run's: for runs that one may only read."""
 
     def __post_init__(self) -> None:
         _take_paths(self, "run")
@@ -448,7 +450,7 @@ class Run:
     save_memory: bool = False
     """Search and train in less memory and more time."""
     resume: bool = False
-    """Continue the run in this folder (or start it, if there is none)."""
+    """Continue the run in this folder (or start it, if there is none). --resume RUN alone takes the settings of RUN."""
 
     def __post_init__(self) -> None:
         _take_paths(self, "out")
@@ -535,6 +537,36 @@ def identity(settings: Any) -> dict[str, Any]:
     if source and source["data_root"]:
         source["data_root"] = str(Path(source["data_root"]).expanduser().resolve())
     return plain
+
+
+def from_json(kind: type[Any], plain: dict[str, Any]) -> Any:
+    """The settings of the class `kind` that `plain` says, as settings.json has them: what it lacks has its default, and
+    what else it says is no setting. TypeError, ValueError or RnasError if a value does not fit."""
+    given = {}
+    for name, annotation in get_type_hints(kind).items():
+        if name in plain:
+            given[name] = _typed(annotation, plain[name], name)
+    return kind(**given)
+
+
+def _typed(annotation: Any, value: Any, name: str) -> Any:
+    """`value`, from JSON, as what a field of the type `annotation` holds."""
+    if is_dataclass(annotation) and isinstance(value, dict):
+        return from_json(cast("type[Any]", annotation), value)
+    kinds = set(get_args(annotation) or (annotation,))
+    if value is None and type(None) in kinds:
+        return None
+    if get_origin(annotation) is Literal:
+        fits = value in kinds
+    elif Path in kinds:
+        return Path(value)
+    elif isinstance(value, list):
+        return tuple(value)
+    else:
+        fits = type(value) in kinds or (type(value) is int and float in kinds)
+    if not fits:
+        raise ValueError(f"{name} is {value!r}")
+    return value
 
 
 def _plain(value: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -76,7 +76,6 @@ def train(settings: Train, console: Console | None = None) -> nn.Module:
         net = zoo.build_genotype(genotype, len(data.classes), **options)
     facts = {"genotype": genotype.to_json()} if genotype else {}
     device = _prepare(net, data, settings)
-    _loop(net, data, replace(settings, arch=name), device, console, facts)
     meta = {
         "arch": name,
         "genotype": genotype.to_json() if genotype else None,
@@ -85,7 +84,8 @@ def train(settings: Train, console: Console | None = None) -> nn.Module:
         "std": list(std),
         **_facts(net, data),
     }
-    save_model(settings.out, net, meta)
+    settings = replace(settings, arch=name)
+    _loop(net, data, settings, device, console, facts, lambda: save_model(settings.out, net, meta))
     return net
 
 
@@ -101,11 +101,13 @@ def _facts(net: nn.Module, data: Dataset) -> dict[str, Any]:
 
 def find_architecture(arch: str) -> tuple[str, Architecture | None]:
     """What ARCH names: a member of the zoo (its name, None), or a genotype's file or search folder
-    ("genotype", the genotype). RnasError if it is none of them."""
+    ("genotype", the genotype), or the folder of a training of one. RnasError if it is none of them."""
     path = Path(arch)
     for candidate in (path, path / "genotype.json", path / "search" / "genotype.json"):
         if candidate.is_file():
             return "genotype", architecture_from_json(read_json(candidate), str(candidate))
+    if (path / SETTINGS).is_file() and (genotype := _object(path / SETTINGS).get("genotype")) is not None:
+        return "genotype", architecture_from_json(genotype, str(path / SETTINGS))
     if path.is_dir():
         raise RnasError(f"{arch} holds no genotype.json: expected the folder of a finished search")
     if path.suffix == ".json":
@@ -116,9 +118,14 @@ def find_architecture(arch: str) -> tuple[str, Architecture | None]:
 def _searched_on(folder: Path) -> str | None:
     """The images that the search in `folder` was on, if it is one and says so."""
     path = folder / SETTINGS
-    settings = read_json(path) if path.is_file() else None
-    source = settings.get("source") if isinstance(settings, dict) else None
+    source = _object(path).get("source") if path.is_file() else None
     return source.get("data") if isinstance(source, dict) else None
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`, or an empty one where it holds something else."""
+    found = read_json(path)
+    return found if isinstance(found, dict) else {}
 
 
 @dataclass
@@ -129,9 +136,9 @@ class State:
     optimizer: torch.optim.Optimizer
     epoch: int = 0
 
-    def save(self, folder: Path) -> None:
+    def save(self, run: Run) -> None:
         state = {"net": self.net.state_dict(), "optimizer": self.optimizer.state_dict(), "epoch": self.epoch}
-        checkpoint.save(folder, state)
+        checkpoint.save(run, state)
 
     def restore(self, saved: dict[str, Any]) -> None:
         """RnasError if `saved` is of another network."""
@@ -164,14 +171,17 @@ def fit(
     console = console or Console(quiet=True)
     device = _prepare(net, data, settings)
     meta = _description(net, data, settings)
-    _loop(net, data, settings, device, console, facts)
-    if meta is not None:
-        save_model(settings.out, net, meta)
-        return
-    console.say(
-        f"note: {settings.out} gets no model.json, for nothing says how to build the network: "
-        "give package.module:function as its arch"
-    )
+
+    def finish() -> None:
+        if meta is not None:
+            save_model(settings.out, net, meta)
+            return
+        console.say(
+            f"note: {settings.out} gets no model.json, for nothing says how to build the network: "
+            "give package.module:function as its arch"
+        )
+
+    _loop(net, data, settings, device, console, facts, finish)
 
 
 def _description(net: nn.Module, data: Dataset, settings: Train) -> dict[str, Any] | None:
@@ -243,8 +253,10 @@ def _loop(
     device: torch.device,
     console: Console | None,
     facts: dict[str, Any] | None,
+    finish: Callable[[], None],
 ) -> None:
-    """Train `net`, which lies on `device`, and leave it in eval mode."""
+    """Train `net`, which lies on `device`, and leave it in eval mode; then `finish`, while no other process may write
+    to the folder."""
     console = console or Console(quiet=True)
     images = data.train.to(device)
     attack = None if settings.standard else training_attack(settings.perturbation, data)
@@ -252,20 +264,24 @@ def _loop(
     state = State(net, optimizer)
     precision = choose_precision(settings.precision)
     facts = {**fingerprint(data), "precision": precision.name, **(facts or {})}
-    run = Run.open(settings.out, settings, resume=settings.resume, device=hardware(device), facts=facts)
-    saved = checkpoint.load(run.folder)
-    if saved is not None:
-        state.restore(saved)
-        console.say(f"train: going on after epoch {state.epoch} of {settings.epochs}")
-    run.rewind(state.epoch)
-    while state.epoch < settings.epochs:
-        state.epoch += 1
-        event = _epoch(state, images, settings, attack, device, precision, console)
-        run.log(**event)
-        state.save(run.folder)
-        console.say(_line(event, settings.epochs))
-    forget(net)
-    net.eval()
+    with Run.open(settings.out, settings, resume=settings.resume, device=hardware(device), facts=facts) as run:
+        saved = checkpoint.load(run)
+        if saved is not None:
+            state.restore(saved)
+        run.rewind(state.epoch)
+        if state.epoch == settings.epochs:
+            console.say(f"the training in {run.folder} is finished: nothing is left to do")
+        elif saved is not None:
+            console.say(f"train: going on after epoch {state.epoch} of {settings.epochs}")
+        while state.epoch < settings.epochs:
+            state.epoch += 1
+            event = _epoch(state, images, settings, attack, device, precision, console)
+            run.log(**event)
+            state.save(run)
+            console.say(_line(event, settings.epochs))
+        forget(net)
+        net.eval()
+        finish()
 
 
 def _trained(net: nn.Module) -> list[nn.Parameter]:

@@ -114,10 +114,9 @@ class _DiskFullError(RnasError):
 def _made(path: Path, name: str, source: str, parse: Callable[[], Decoding], progress: Progress | None) -> Dataset:
     """The data set in the cache file `path`, once it is made, by this process or by another one that was faster."""
     try:
-        with locked(path.with_name(".lock")) as alone:
+        with locked(path.with_name(".lock")):
             if (dataset := read(path, name, source)) is None:
-                if alone:
-                    remove_leftovers(path.parent, rf"\..+\.u8\.{RANDOM}\.tmp")
+                remove_leftovers(path.parent, rf"\..+\.u8\.{RANDOM}\.tmp")
                 write(path, parse(), source, progress, f"decoding {name}")
                 if (dataset := read(path, name, source)) is None:
                     raise RnasError(f"{path} changed while it was being written: start again")

@@ -74,9 +74,8 @@ def obtain(
         return folder, False
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with locked(root / f".{official.folder}.lock") as alone:
-            if alone:
-                remove_unpacked(root, official.folder)
+        with locked(root / f".{official.folder}.lock"):
+            remove_unpacked(root, official.folder)
             if (folder := locate(official, root)) is None:
                 _obtain(official, root, mirror or os.environ.get("RNAS_MIRROR") or None, progress)
                 folder = locate(official, root)

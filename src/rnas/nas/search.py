@@ -69,7 +69,7 @@ class State:
         check_weights(method.weights(), shape, settings.method)
         self.engine.use(net.to(self.engine.device))
 
-    def save(self, folder: Path) -> None:
+    def save(self, run: Run) -> None:
         engine = self.engine
         state = {
             "shape": {f.name: getattr(engine.net.shape, f.name) for f in fields(Shape) if f.name != "space"},
@@ -80,7 +80,7 @@ class State:
             "strengths": self.strengths,
             "history": self.alphas,
         }
-        checkpoint.save(folder, state)
+        checkpoint.save(run, state)
 
     def restore(self, saved: dict[str, Any]) -> None:
         saved = as_today(saved)
@@ -138,23 +138,32 @@ def search(settings: Search, console: Console | None = None, method: type[Method
     state.build(engine.method.shape(1), 1)
 
     facts = {**fingerprint(data), **of_method, "precision": engine.precision.name}
-    run = Run.open(settings.out, settings, resume=settings.resume, device=hardware(device), facts=facts)
-    engine.run = run
-    saved = checkpoint.load(run.folder)
+    with Run.open(settings.out, settings, resume=settings.resume, device=hardware(device), facts=facts) as run:
+        engine.run = run
+        return _search(state, run, console)
+
+
+def _search(state: State, run: Run, console: Console) -> Architecture:
+    """What is not done yet of `run`."""
+    engine, settings = state.engine, state.engine.settings
+    saved = checkpoint.load(run)
     if saved is None:
         state.remember()
         engine.method.start(engine)
     else:
         state.restore(saved)
-        console.say(f"search: going on after epoch {state.epoch} of {settings.epochs}")
     run.rewind(state.epoch)
+    if state.epoch == settings.epochs:
+        console.say(f"the search in {run.folder} is finished: nothing is left to do")
+    elif saved is not None:
+        console.say(f"search: going on after epoch {state.epoch} of {settings.epochs}")
     while state.epoch < settings.epochs:
         state.epoch += 1
         state.build(engine.method.shape(state.epoch), state.epoch)
         event = _epoch(state)
         state.remember()
         run.log(**event)
-        state.save(run.folder)
+        state.save(run)
         console.say(_line(event, settings.epochs) + engine.method.told(event) + f", {event['seconds']:.1f} s")
     _warn(run, engine.method, console)
     architecture = engine.method.choose(engine)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rnas.errors import RnasError
-from rnas.report.read import NetworkPart, read_parts
+from rnas.report.read import NetworkPart, differing, read_parts
 from rnas.report.words import attack_name
 from rnas.runs import UNBOUNDED
 
@@ -41,6 +41,9 @@ class Comparison:
     """McNemar's exact test: how likely a split of the disagreeing images at least as uneven is by chance."""
     p_holm: float = 1.0
     """`p`, corrected for all comparisons made at once (Holm 1979)."""
+    evaluation_a: str = "evaluation.json"
+    """The file of A's evaluation."""
+    evaluation_b: str = "evaluation.json"
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
@@ -64,7 +67,8 @@ def paired_interval(only_a: int, only_b: int, n: int, z: float = 1.9599639845400
 
 def compare(runs: Sequence[Path | str]) -> list[Comparison]:
     """Every two of the evaluated networks in `runs`, under every attack that both faced, and under the union of those
-    that ε bounds. A folder of `rnas run` may stand for several networks.
+    that ε bounds. A folder of `rnas run` may stand for several networks; of several evaluations of a network the best
+    founded counts, or the best founded of a test that all networks faced.
 
     RnasError if fewer than two evaluations are found, or if they are not of the same images under the same threat."""
     parts = read_parts([Path(run) for run in runs])
@@ -102,18 +106,11 @@ def _check_same(a: NetworkPart, b: NetworkPart) -> None:
         if not part.masks:
             raise RnasError(f"{part.folder} has no masks.npz: rnas evaluate {part.folder} writes one")
     one, other = a.evaluation or {}, b.evaluation or {}
-    for key in ("dataset", "n", "norm", "eps", "images_sha256"):
-        known = one.get("images_sha256") and other.get("images_sha256")  # or else by their name
-        if key == ("dataset" if known else "images_sha256"):
-            continue
-        same = one.get(key) == other.get(key)
-        if key == "eps" and isinstance(one.get(key), float) and isinstance(other.get(key), float):
-            same = math.isclose(one[key], other[key], rel_tol=1e-6)
-        if not same:
-            raise RnasError(
-                f"{a.name} and {b.name} were not evaluated on the same images under the same threat: "
-                f"{key} is {one.get(key)!r} in one and {other.get(key)!r} in the other"
-            )
+    if (key := differing(one, other)) is not None:
+        raise RnasError(
+            f"{a.name} and {b.name} were not evaluated on the same images under the same threat: "
+            f"{key} is {one.get(key)!r} in one and {other.get(key)!r} in the other"
+        )
     lengths = {len(mask) for part in (a, b) for mask in part.masks.values()}
     labels = a.labels is None or b.labels is None or np.array_equal(a.labels, b.labels)
     if len(lengths) > 1 or not labels:
@@ -141,6 +138,8 @@ def _compare(
         difference=(only_a - only_b) / n,
         interval=paired_interval(only_a, only_b, n),
         p=mcnemar(only_a, only_b),
+        evaluation_a=a.shown,
+        evaluation_b=b.shown,
     )
 
 
@@ -206,4 +205,6 @@ def to_text(rows: Sequence[Comparison]) -> str:
         "p: McNemar's exact test on the images where A and B disagree; Holm's correction for all rows.",
         "A−B: percentage points, with the adjusted Wald interval for paired proportions (Bonett and Price 2012).",
     )
-    return "\n".join([*lines, "", *notes])
+    files = {name: file for r in rows for name, file in ((r.a, r.evaluation_a), (r.b, r.evaluation_b))}
+    which = f"Evaluations: {', '.join(f'{name}: {file}' for name, file in files.items())}."
+    return "\n".join([*lines, "", *notes, which])

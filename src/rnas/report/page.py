@@ -289,6 +289,11 @@ def _results(evaluated: Sequence[NetworkPart]) -> Section | None:
         notes.append(CW_CAVEAT)
     if "cw-l2" in tables.attacks_of(evaluated):
         notes.append(CW_L2_CAVEAT)
+    notes += [
+        f"{p.name} was evaluated {len(p.kept)} times, with different settings: shown is {p.shown}."
+        for p in evaluated
+        if len(p.kept) > 1
+    ]
     beside = el("div", el("h3", "How to read this"), *(el("p", note, class_="note") for note in notes))
     together = [p for p in evaluated if tables.same_test([p, evaluated[0]])]
     only = (

@@ -107,7 +107,7 @@ def bounds(plan: Plan) -> Drawing:
     for data in dict.fromkeys(row.data for row in plan.rows):
         rows: list[tuple[str, list[Mark | None]]] = []
         for row in (r for r in plan.rows if r.data == data):
-            clean, robust = (_measured(row, key) for key in ("clean", "pgd20"))
+            clean, robust = (_measured(plan, row, key) for key in ("clean", "pgd20"))
             if clean is not None and robust is not None:
                 rows.append((f"H = {row.model}", [_mark(robust, "adversarial"), _mark(clean, "clean", hollow=True)]))
         if rows:
@@ -124,8 +124,8 @@ def bounds(plan: Plan) -> Drawing:
     return out
 
 
-def _measured(row: Row, key: str) -> Value | None:
-    found = [e for folder in row.runs[AT] if (e := evaluation(folder, key)) is not None]
+def _measured(plan: Plan, row: Row, key: str) -> Value | None:
+    found = [e for folder in row.runs[AT] if (e := evaluation(plan, folder, key)) is not None]
     return value([a for a, _ in found], min(n for _, n in found)) if found else None
 
 
