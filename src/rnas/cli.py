@@ -200,9 +200,10 @@ def _run(command: Any) -> None:
             print(json.dumps(rows, indent=1) if command.json else table_text(rows, markdown=command.markdown))
         case Export():
             from rnas.evaluation import model_folder
-            from rnas.export import export
+            from rnas.export import check_target, export
             from rnas.nets.saved import load_model
 
+            check_target(command.format, command.out)
             model, meta = load_model(model_folder(command.run))
             difference = export(model, meta, command.format, command.out, tuple(meta["image_size"]))
             print(f"wrote {command.out}; its logits differ from the network's by {difference:.1e} at most")

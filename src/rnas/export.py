@@ -32,14 +32,9 @@ def export(
     (B,classes); normalisation is inside. It carries model.json's content and the class names: as ONNX metadata "model"
     and "classes", as TorchScript extra files "model.json" and "classes.json".
     It is written to the side, run on random images, and put at `out` only if it agrees with the network to 1e-4.
-    RnasError if it does not, for an unknown format and for missing packages; `out` then stays as it was.
+    RnasError if it does not, and as of `check_target`; `out` then stays as it was.
     """
-    if fmt not in FORMATS:
-        raise unknown("format", fmt, FORMATS)
-    if out.is_dir():
-        raise RnasError(f"{out} is a folder: expected the name of the file to write")
-    if out.exists() and out.suffix in OURS:
-        raise RnasError(f"{out} would be overwritten: expected the name of a new file, such as model.onnx")
+    check_target(fmt, out)
     write, load = FORMATS[fmt]
     network = copy.deepcopy(model).cpu().eval()
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
@@ -57,9 +52,25 @@ def export(
     return difference
 
 
+def check_target(fmt: str, out: Path) -> None:
+    """RnasError for an unknown format, for packages that it needs and that are not installed, and for an `out` that
+    is a folder or a file of a run."""
+    if fmt not in FORMATS:
+        raise unknown("format", fmt, FORMATS)
+    for name in NEEDED[fmt]:
+        try:
+            importlib.import_module(name)
+        except ImportError as e:
+            raise RnasError(f"export to ONNX needs the package {name}: pip install 'rnas[export]'") from e
+    if out.is_dir():
+        raise RnasError(f"{out} is a folder: expected the name of the file to write")
+    if out.exists() and out.suffix in OURS:
+        raise RnasError(f"{out} would be overwritten: expected the name of a new file, such as model.onnx")
+
+
 def _write_onnx(network: nn.Module, example: Tensor, metadata: dict[str, Any], path: Path) -> None:
-    onnx = _import("onnx")
-    _import("onnxruntime")  # the check will need it: better known before the work is done
+    import onnx
+
     with _deprecated("You are using the legacy TorchScript-based ONNX export", "The feature will be removed"):
         # The newer exporter (dynamo=True) takes minutes for a deep cell network, this one seconds; the check that
         # follows makes sure of either.
@@ -79,7 +90,9 @@ def _write_onnx(network: nn.Module, example: Tensor, metadata: dict[str, Any], p
 
 
 def _load_onnx(path: Path) -> Callable[[Tensor], Tensor]:
-    session = _import("onnxruntime").InferenceSession(path, providers=["CPUExecutionProvider"])
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
 
 
@@ -104,13 +117,6 @@ def _deprecated(*messages: str) -> Iterator[None]:
         yield
 
 
-def _import(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as e:
-        raise RnasError(f"export to ONNX needs the package {name}: pip install 'rnas[export]'") from e
-
-
 # name -> (write(network, example images, metadata, path), load(path) -> images to logits)
 FORMATS: dict[
     str,
@@ -122,3 +128,6 @@ FORMATS: dict[
     "onnx": (_write_onnx, _load_onnx),
     "torchscript": (_write_torchscript, _load_torchscript),
 }
+
+NEEDED: dict[str, tuple[str, ...]] = {"onnx": ("onnx", "onnxruntime"), "torchscript": ()}
+"""The packages that each format needs besides those of a plain installation."""

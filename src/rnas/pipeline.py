@@ -1,4 +1,4 @@
-"""The whole pipeline of `rnas run`: search, train, evaluate, report, export, side by side in one folder."""
+"""The whole pipeline of `rnas run`: search, train, evaluate, report, and export where the packages for it are there."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rnas.budget import Budget, is_fitted, plan
 from rnas.console import Console
 from rnas.errors import RnasError
 from rnas.evaluation import check_attacks, evaluate_run, holds
-from rnas.export import export
+from rnas.export import check_target, export
 from rnas.nets.derived import check_image_size
 from rnas.nets.saved import load_model
 from rnas.report import write_report
@@ -19,6 +19,8 @@ from rnas.search import GENOTYPE, search
 from rnas.settings import Run
 from rnas.steps import choose_device, choose_precision, hardware, load_data
 from rnas.train import train
+
+MODEL = "model.onnx"
 
 
 def run(settings: Run, console: Console | None = None) -> Path:
@@ -29,6 +31,9 @@ def run(settings: Run, console: Console | None = None) -> Path:
     """
     console = console or Console(quiet=True)
     out = settings.out
+    missing = _missing(out / MODEL)
+    if missing is not None:
+        console.say(f"note: without {MODEL} at the end: {missing}")
     data = load_data(settings.source, settings.seed, console, settings.out)
     try:
         check_image_size(data.image_size, 8, 4, "the search")
@@ -45,14 +50,14 @@ def run(settings: Run, console: Console | None = None) -> Path:
     device, facts = hardware(choose_device(settings.device)), {"precision": choose_precision(settings.precision).name}
     folder = Folder.open(out, settings, resume=settings.resume, device=device, facts=facts)
     if choice is None:
-        return _work(budget, folder.folder, console)
+        return _work(budget, folder.folder, console, missing)
     fitting.keep(choice, out)
     with fitting.threads(choice.threads):
-        return _work(budget, folder.folder, console)
+        return _work(budget, folder.folder, console, missing)
 
 
-def _work(budget: Budget, out: Path, console: Console) -> Path:
-    """What is not done yet of a run in `out`; the path of the report."""
+def _work(budget: Budget, out: Path, console: Console, missing: str | None) -> Path:
+    """What is not done yet of a run in `out`; the path of the report. `missing` says why there can be no ONNX file."""
     if not (out / "search" / GENOTYPE).exists():
         search(budget.search, console)
     for name, job in budget.trainings.items():
@@ -61,9 +66,22 @@ def _work(budget: Budget, out: Path, console: Console) -> Path:
         evaluation = replace(budget.evaluate, run=out / name)
         if not holds(evaluation):
             evaluate_run(evaluation, console)
-    model, meta = load_model(out / "train")
-    export(model, meta, "onnx", out / "model.onnx", tuple(meta["image_size"]))
     report = out / "report.html"
     write_report([out], report)
-    console.say(f"report: {report}\nmodel: {out / 'model.onnx'}")
+    console.say(f"report: {report}")
+    if missing is None:
+        model, meta = load_model(out / "train")
+        export(model, meta, "onnx", out / MODEL, tuple(meta["image_size"]))
+        console.say(f"model: {out / MODEL}")
+    else:
+        console.say(f"model: {out / 'train'}; {missing}, then: rnas export {out} --out {out / MODEL}")
     return report
+
+
+def _missing(file: Path) -> str | None:
+    """Why the ONNX `file` cannot be written, such as packages that a plain installation lacks; None if it can."""
+    try:
+        check_target("onnx", file)
+    except RnasError as e:
+        return str(e)
+    return None
