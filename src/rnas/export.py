@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from rnas.errors import RnasError, unknown
 from rnas.files import replacing
+from rnas.wording import apart
 
 OURS = {".html", ".json", ".jsonl", ".npz", ".safetensors"}
 """What files of a run end in: none of them is what an exported network replaces."""
@@ -45,9 +46,9 @@ def export(
         with torch.no_grad():
             difference = float((load(temporary)(images) - network(images)).abs().max())
         if not difference <= TOLERANCE:  # which NaN is not either
+            found, most = apart(difference, TOLERANCE)
             raise RnasError(
-                f"the {fmt} file's logits differ from the network's by {difference:.2g}, more than {TOLERANCE:g}: "
-                f"{out} is not written"
+                f"the {fmt} file's logits differ from the network's by {found}, more than {most}: {out} is not written"
             )
     return difference
 

@@ -38,6 +38,7 @@ from rnas.steps import (
     training_attack,
     weight_step,
 )
+from rnas.wording import apart
 
 GENOTYPE, ALPHAS = "genotype.json", "alphas.npz"
 _TRAIN, _VALIDATION, _WEIGHTS, _LOOP, _PROJECTION = range(5)  # streams of random numbers
@@ -145,9 +146,8 @@ def search(settings: Search, console: Console | None = None) -> Genotype:
     forget(net)
     last = _last(run.folder)
     if last["H"] is not None and last["F"] > last["H"]:
-        message = (
-            f"the search ended with F = {last['F']:.3g} over its bound H = {last['H']:.3g}: more epochs or steps help"
-        )
+        over, bound = apart(last["F"], last["H"])
+        message = f"the search ended with F = {over} over its bound H = {bound}: more epochs or steps help"
         console.say(f"warning: {message} (--epochs, --projection-steps)")
         if last["event"] == "epoch":
             run.log(event="warning", message=message, F=last["F"], H=last["H"])
@@ -279,10 +279,13 @@ def _line(event: dict[str, Any], epochs: int) -> str:
     val = event["val"]
     text = (
         f"search {event['epoch']}/{epochs} {event['phase']}: loss {event['theta_loss']:.3f}, validation clean "
-        f"{val['clean_accuracy']:.1%}, adversarial {val['adversarial_accuracy']:.1%}, F {event['F']:.2e}"
+        f"{val['clean_accuracy']:.1%}, adversarial {val['adversarial_accuracy']:.1%}, F "
     )
     if event["F_before"] is not None:
-        text += f" (before the projection {event['F_before']:.2e}, H {event['H']:.2e})"
+        after, before, bound = apart(event["F"], event["F_before"], event["H"], form=lambda v, n: f"{v:.{n - 1}e}")
+        text += f"{after} (before the projection {before}, H {bound})"
+    else:
+        text += f"{event['F']:.2e}"
     return f"{text}, {event['seconds']:.1f} s"
 
 

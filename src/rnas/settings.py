@@ -15,6 +15,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from rnas.errors import RnasError, unknown
 from rnas.genotype import OPERATIONS
+from rnas.wording import apart
 
 METHODS = ("rnas",)
 Device = Literal["auto", "cpu", "cuda"]
@@ -132,13 +133,13 @@ class Perturbation:
         _check_eps(self.eps)
         _at_least(self, 1, "attack_steps")
         if self.step is not None and not 0 < self.step <= 1:
-            raise RnasError(f"step is {self.step:g}: expected a number in (0, 1], such as 2/255")
+            raise RnasError(f"step is {apart(self.step, 1.0)[0]}: expected a number in (0, 1], such as 2/255")
 
 
 def _check_eps(eps: float | None, norm: str = "linf") -> None:
     if eps is not None and (not math.isfinite(eps) or eps <= 0 or (norm == "linf" and eps > 1)):
         room = "in (0, 1], such as 8/255" if norm == "linf" else "above 0, such as 0.5"
-        raise RnasError(f"eps is {eps:g}: expected a number {room}")
+        raise RnasError(f"eps is {apart(eps, 1.0)[0]}: expected a number {room}")
 
 
 @dataclass(frozen=True)

@@ -35,15 +35,15 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f}\u202f%"
 
 
-def short(value: float) -> str:
-    """About three figures, as people write them: 0.123, 12.3, 1.2·10⁻⁴."""
+def short(value: float, digits: int = 3) -> str:
+    """About three figures, or `digits`, as people write them: 0.123, 12.3, 1.2·10⁻⁴."""
     if value == 0:
         return "0"
     if 1e-3 <= abs(value) < 1e5:
-        return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}".replace(",", "\u202f")
-    mantissa, exponent = f"{value:.1e}".split("e")
+        return f"{value:.{digits}g}" if abs(value) < 1000 else f"{value:,.{digits - 3}f}".replace(",", "\u202f")
+    mantissa, exponent = f"{value:.{digits - 2}e}".split("e")
     power = f"10{str(int(exponent)).translate(RAISED)}"
-    return power if mantissa == "1.0" else f"{mantissa.removesuffix('.0')}·{power}"
+    return power if float(mantissa) == 1 else f"{mantissa.removesuffix('.0')}·{power}"
 
 
 def ticks(low: float, high: float, about: int = 4) -> list[float]:

@@ -15,8 +15,11 @@ from numpy.typing import NDArray
 from rnas.errors import RnasError
 from rnas.report.read import NetworkPart, read_parts
 from rnas.report.words import attack_name
+from rnas.wording import apart
 
 Mask = NDArray[np.bool_]
+LEVEL = 0.05
+"""A corrected p-value below this shows a difference."""
 
 
 @dataclass(frozen=True)
@@ -152,17 +155,28 @@ def _holm(made: Sequence[Comparison]) -> list[Comparison]:
     return [Comparison(**{**asdict(c), "p_holm": corrected[i]}) for i, c in enumerate(made)]
 
 
-def verdict(comparison: Comparison, level: float = 0.05) -> str:
+def verdict(comparison: Comparison) -> str:
     """The comparison in a word or two, by its corrected p-value."""
-    if comparison.p_holm >= level:
+    if comparison.p_holm >= LEVEL:
         return "no difference shown"
     better = comparison.a if comparison.difference > 0 else comparison.b
     return f"{better} {'more accurate' if comparison.attack == 'clean' else 'more robust'}"
 
 
 def p_value(p: float) -> str:
-    """A p-value as it is written: three digits, or a power of ten where it is small."""
-    return f"{p:.3f}" if p >= 0.001 else f"{p:.0e}".replace("e-0", "e-")
+    """A p-value as it is written: three digits, more where it would look like the level of the verdict, or a power of
+    ten where it is small."""
+    return apart(p, LEVEL, form=lambda v, n: f"{v:.{n}f}")[0] if p >= 0.001 else f"{p:.0e}".replace("e-0", "e-")
+
+
+def points(comparison: Comparison) -> tuple[str, str]:
+    """The difference and its interval in percentage points: what is not 0 does not look like 0."""
+    _, difference, low, high = apart(0.0, comparison.difference, *comparison.interval, form=_points)
+    return difference, f"{low} to {high}"
+
+
+def _points(share: float, digits: int) -> str:
+    return f"{round(100 * share, digits - 2) + 0.0:+.{digits - 2}f}".replace("-", "−")
 
 
 def to_json(rows: Sequence[Comparison]) -> str:
@@ -181,8 +195,7 @@ def to_text(rows: Sequence[Comparison]) -> str:
             str(r.n),
             f"{100 * r.accuracy_a:.1f}",
             f"{100 * r.accuracy_b:.1f}",
-            f"{100 * r.difference:+.1f}",
-            f"{100 * r.interval[0]:+.1f} to {100 * r.interval[1]:+.1f}",
+            *points(r),
             str(r.only_a),
             str(r.only_b),
             p_value(r.p),

@@ -23,10 +23,10 @@ from rnas.report.words import (
     CW_L2_CAVEAT,
     attack_name,
     count,
-    duration,
     threat,
     training,
 )
+from rnas.wording import apart, duration
 
 
 class Section(NamedTuple):
@@ -202,14 +202,15 @@ def _search_sentence(part: SearchPart) -> str | None:
     F, H = (_last(part, key) for key in ("F", "H"))
     if F is None:
         return None
+    f, h = apart(F, H, form=short) if H is not None else (short(F), "")
     if not part.finished:
-        bound = f"; its bound is H = {short(H)}" if H is not None else ""
-        return f"After {_epochs(len(part.epochs))} of the search the network vulnerability F is {short(F)}{bound}."
+        bound = f"; its bound is H = {h}" if H is not None else ""
+        return f"After {_epochs(len(part.epochs))} of the search the network vulnerability F is {f}{bound}."
     if H is None:
-        return f"The search ended with a network vulnerability F of {short(F)}, without a bound."
-    if H > 0 and F <= H:
-        return f"The search brought the network vulnerability F to {short(F)}, under its bound H = {short(H)}."
-    return f"The search left the network vulnerability F at {short(F)}, above its bound H = {short(H)}."
+        return f"The search ended with a network vulnerability F of {f}, without a bound."
+    if F <= H:
+        return f"The search brought the network vulnerability F to {f}, under its bound H = {h}."
+    return f"The search left the network vulnerability F at {f}, above its bound H = {h}."
 
 
 def _last(part: SearchPart, *keys: str) -> float | None:
@@ -239,7 +240,8 @@ def _tiles(main: NetworkPart, searches: Sequence[SearchPart]) -> Html:
     if len(searches) == 1:
         F, H = (_last(searches[0], key) for key in ("F", "H"))
         if F is not None and H:
-            tiles.append(_tile("Vulnerability F / bound H", f"{F / H:.2f}", f"{short(F)} of {short(H)}", None))
+            share, f, h = apart(F / H, 1.0, form=lambda v, n: f"{v:.{n - 1}f}")[0], *apart(F, H, form=short)
+            tiles.append(_tile("Vulnerability F / bound H", share, f"{f} of {h}", None))
     return el("dl", *tiles, class_="figures")
 
 

@@ -8,12 +8,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rnas import paper
-from rnas.report.charts import percent, short
-from rnas.report.compare import Comparison, verdict
+from rnas.report.charts import percent
+from rnas.report.compare import Comparison, p_value, points, verdict
 from rnas.report.html import Html, el
 from rnas.report.read import NetworkPart, Part
-from rnas.report.words import PAPER_TABLES, attack_name, count, duration, threat, training
+from rnas.report.words import PAPER_TABLES, attack_name, count, threat, training
 from rnas.runs import Record
+from rnas.wording import duration
 
 NO_VALUE = "–"
 
@@ -184,14 +185,15 @@ def comparison_table(rows: Sequence[Comparison]) -> Html:
             "tr",
             *([] if one else [el("th", f"{r.a} − {r.b}", scope="row")]),
             el("th" if one else "td", attack_name(r.attack), class_="text", scope="row" if one else None),
-            el("td", f"{100 * r.difference:+.1f}".replace("-", "−"), data_value=r.difference),
-            el("td", _signed_interval(r.interval), data_value=r.interval[0]),
+            el("td", difference, data_value=r.difference),
+            el("td", interval, data_value=r.interval[0]),
             el("td", str(r.only_a), data_value=r.only_a),
             el("td", str(r.only_b), data_value=r.only_b),
-            el("td", f"{r.p_holm:.3f}" if r.p_holm >= 0.001 else short(r.p_holm), data_value=r.p_holm),
+            el("td", p_value(r.p_holm), data_value=r.p_holm),
             el("td", verdict(r), class_="text"),
         )
         for r in rows
+        for difference, interval in [points(r)]
     ]
     caption = (
         "Difference in percentage points with its 95 % interval for paired proportions (adjusted Wald, Bonett and "
@@ -204,10 +206,6 @@ def comparison_table(rows: Sequence[Comparison]) -> Html:
     head = _head(*names, text=(0, len(names) - 1) if one else (0, 1, 7))
     table = el("table", el("caption", caption), head, el("tbody", *body), data_sortable=True)
     return _card(table, "Paired comparisons")
-
-
-def _signed_interval(interval: tuple[float, float]) -> str:
-    return f"{100 * interval[0]:+.1f} to {100 * interval[1]:+.1f}".replace("-", "−")
 
 
 def record_table(parts: Sequence[Part], field: str, label: str) -> Html:

@@ -70,16 +70,6 @@ def threat(evaluation: Record) -> str:
     return norm_name(norm) + (f", ε = {eps_name(float(eps), norm)}" if isinstance(eps, int | float) else "")
 
 
-def duration(seconds: float) -> str:
-    """3.1 s, 4 min 10 s, 2 h 5 min."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"
-
-
 def count(n: int) -> str:
     """12 345, with narrow spaces."""
     return f"{n:,}".replace(",", "\u202f")

@@ -9,6 +9,7 @@ from rnas.report.words import CW_CAVEAT, count, eps_name
 from rnas.reproduce.budgets import BUDGETS, cuts
 from rnas.reproduce.plan import PUBLISHED_BOUNDS, Plan
 from rnas.reproduce.results import bounds_exceeded, threats
+from rnas.wording import apart
 
 WHAT = {
     "table1": "Robustness on CIFAR-10, adversarial (AT) and standard (ST) training",
@@ -60,7 +61,7 @@ def caption(plan: Plan) -> list[str]:
         cells = "; ".join(f"{cell} under H = {bound}" for bound, cell in PUBLISHED_BOUNDS.items())
         sentences.append(f"The cells were searched: {cells}.")
     if over := bounds_exceeded(plan):
-        listed = "; ".join(f"H = {h:g}: F = {f:.3g}" for h, f in over)
+        listed = "; ".join("H = {}: F = {}".format(*apart(h, f)) for h, f in over)
         sentences.append(f"Searches that ended over their bound, so that it says little of their cells: {listed}.")
     if settings.what == "fig5":
         sentences.append("Bars: 95 % Wilson intervals.")
