@@ -1,5 +1,6 @@
 """The command line: quick help, and one clear sentence with exit code 2 for every kind of bad input."""
 
+import io
 import json
 import os
 import signal
@@ -52,6 +53,18 @@ def test_help_is_quick_and_needs_no_torch(command: list[str]) -> None:
     assert "usage: rnas" in done.stdout.casefold()
     spent = after.children_user + after.children_system - before.children_user - before.children_system
     assert 0.05 < spent < 3, "half a second on an idle machine"
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
+@pytest.mark.parametrize("command", [["search", "--help"], ["evaluate", "--help"], ["train", "\udce9"], ["trän"]])
+def test_output_that_is_not_utf_8(encoding: str, command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the encoding lacks is replaced: a pipe on Windows is in cp1252, which has no ε."""
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+    with pytest.raises(SystemExit):
+        main(command)
+    said = b"".join(s.buffer.getvalue() for s in (sys.stdout, sys.stderr) if not s.flush())
+    assert b"rnas" in said
 
 
 @pytest.mark.parametrize(

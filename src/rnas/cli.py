@@ -47,6 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command. Exits with 2 and one line on standard error for bad input, with 130 or 143 when interrupted
     by SIGINT or SIGTERM."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # such as Windows gives a pipe, in cp1252: ε becomes ?
+            stream.reconfigure(errors="replace")
     if arguments == ["--version"]:
         print(f"rnas {rnas.__version__}")
         return
