@@ -128,3 +128,9 @@ def test_too_few_are_refused(tmp_path: Path) -> None:
     other = make_network(tmp_path / "other")
     with pytest.raises(RnasError, match=r"no masks\.npz"):
         compare([network, other])
+
+
+def test_a_run_is_not_compared_with_itself(tmp_path: Path) -> None:
+    run = evaluated(tmp_path / "a", {"clean": [1, 0], "fgsm": [1, 0]})
+    with pytest.raises(RnasError, match="twice"):
+        compare([run, tmp_path / "." / "a"])

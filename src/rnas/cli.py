@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import os
@@ -12,35 +11,23 @@ import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass, replace
-from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Union
 
 import tyro
 
 import rnas
 from rnas import process
 from rnas.console import Console
-from rnas.errors import RnasError, out_of_memory
+from rnas.effects import check_effect
+from rnas.errors import RnasError, out_of_memory, unknown
 from rnas.files import is_text
 from rnas.settings import Compare, Data, Distortion, Evaluate, Export, Report, Reproduce, Run, Search, Train, Zoo
 
 process.settle()
 
-_Sub = tyro.conf.subcommand
-Command = (
-    Annotated[Run, _Sub("run")]
-    | Annotated[Search, _Sub("search")]
-    | Annotated[Train, _Sub("train")]
-    | Annotated[Evaluate, _Sub("evaluate")]
-    | Annotated[Distortion, _Sub("distortion")]
-    | Annotated[Reproduce, _Sub("reproduce")]
-    | Annotated[Report, _Sub("report")]
-    | Annotated[Compare, _Sub("compare")]
-    | Annotated[Data, _Sub("data")]
-    | Annotated[Zoo, _Sub("zoo")]
-    | Annotated[Export, _Sub("export")]
-)
+_SETTINGS = (Run, Search, Train, Evaluate, Distortion, Reproduce, Report, Compare, Data, Zoo, Export)
+COMMANDS = tuple(settings.__name__.lower() for settings in _SETTINGS)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -93,7 +80,7 @@ def _check_text(arguments: Sequence[str]) -> None:
         if not is_text(argument):
             raise RnasError(f"{argument!a} is not UTF-8: rename the file or folder")
         if re.fullmatch(r"(--[\w-]+=)?", argument):  # an unset variable of the shell; as a path, the current folder
-            raise RnasError(f"'{argument}' says nothing: expected a value")
+            raise RnasError(f"the argument '{argument}' is empty: expected a value")
 
 
 class _Terminated(KeyboardInterrupt):
@@ -105,22 +92,30 @@ def _terminate(number: int, frame: object) -> None:
 
 
 def parse(arguments: Sequence[str]) -> Any:
-    """The settings that the command line `arguments` asks for. RnasError for bad ones."""
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            command = tyro.cli(
-                Command,
-                prog="rnas",
-                description=rnas.__doc__,
-                args=arguments,
-                config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.HelptextFromCommentsOff),
-            )
-            return _at_home(command)
-    except SystemExit as e:
-        if e.code:
-            raise RnasError(_sentence(said.getvalue())) from e
-        raise
+    """The settings that the command line `arguments` asks for.
+
+    RnasError for values that cannot be, for options without effect and for an unknown command; SystemExit with 2, after
+    a box of tyro's that names the nearest options, for a line that does not parse.
+    """
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
+        raise unknown("command", arguments[0], COMMANDS)
+    named = bool(arguments) and arguments[0] in COMMANDS
+    commands: Any = Union[tuple(_command(settings, whole=named) for settings in _SETTINGS)]  # noqa: UP007
+    command = tyro.cli(
+        commands,
+        prog="rnas",
+        description=rnas.__doc__,
+        args=arguments,
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.HelptextFromCommentsOff),
+    )
+    check_effect(command)
+    return _at_home(command)
+
+
+def _command(settings: type, *, whole: bool) -> Any:
+    """`settings` as a subcommand, with its `whole` description or, for the list of commands, the first line of it."""
+    description = None if whole else str(settings.__doc__).partition("\n")[0]
+    return Annotated[settings, tyro.conf.subcommand(settings.__name__.lower(), description=description)]
 
 
 def _at_home(value: Any) -> Any:
@@ -132,23 +127,6 @@ def _at_home(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return replace(value, **{f.name: _at_home(getattr(value, f.name)) for f in fields(value) if f.init})
     return value
-
-
-def _sentence(box: str) -> str:
-    """The first paragraph of tyro's box of an error, or what it says of a value that does not parse; one line."""
-    lines = [line.strip(" │") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
-    ruled = groupby(lines, lambda line: len(line) > 4 and set(line) <= set("─-"))
-    paragraphs = [" ".join(group) for rule, group in ruled if not rule]
-    if "╭" not in box:  # where that cannot be printed, the title is a paragraph
-        paragraphs = paragraphs[1:]
-    text = " ".join(paragraphs[0].replace("(required)", "").split()) if paragraphs else box.strip()
-    text = re.sub(r" \(applied to [^)]*\)| Arguments are applied to .*", "", text)
-    if found := re.match(r"Error parsing (\S+): .*instantiated from \['(.*?)'\]", text):
-        kind = re.search(re.escape(found[1]) + r" (?:\{None\}\|)?(\S+)", " ".join(paragraphs[1:]))
-        text = f"{found[1]} is {found[2]}: expected {kind[1] if kind else 'another value'}"
-    if len(paragraphs) > 1 and paragraphs[1].startswith("Available"):
-        text = f"{text}; {paragraphs[1][0].lower()}{paragraphs[1][1:]}"
-    return f"{text[0].lower()}{text[1:].rstrip('. ')} (rnas COMMAND --help says more)"
 
 
 def _run(command: Any) -> None:

@@ -78,6 +78,10 @@ def compare_networks(networks: Sequence[NetworkPart]) -> list[Comparison]:
     if len(networks) < 2:
         found = f"only {networks[0].folder}" if networks else "none"
         raise RnasError(f"compare needs two or more evaluated networks, found {found}: rnas evaluate makes them")
+    folders = [part.folder.resolve() for part in networks]
+    for part, folder in zip(networks, folders, strict=True):
+        if folders.count(folder) > 1:
+            raise RnasError(f"{part.folder} is named twice: a network compared with itself shows nothing")
     for part in networks[1:]:
         _check_same(networks[0], part)
     made = []
