@@ -23,6 +23,13 @@ class Console:
         if not self.quiet:
             print(line, file=self.stream, flush=True)
 
+    def asks(self, question: str) -> bool | None:
+        """The answer to a question of yes or no; None where nobody is at a terminal to give one."""
+        if self.quiet or not (self.stream.isatty() and sys.stdin.isatty()):
+            return None
+        self.say(question)
+        return input("[y/N] ").strip().casefold() in ("y", "yes")
+
     @contextmanager
     def bar(self, description: str, total: int) -> Iterator[Advance]:
         """A progress bar of `total` units while the context lasts, on a terminal; yields the function that moves it."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rnas import fitting
-from rnas.budget import Budget, is_fitted, plan
+from rnas.budget import Budget, is_fitted, plan, work
 from rnas.console import Console
 from rnas.errors import RnasError
 from rnas.evaluation import check_attacks, evaluate_run, holds
@@ -44,6 +44,7 @@ def run(settings: Run, console: Console | None = None) -> Path:
     choice = fitting.choose(settings, data, console) if is_fitted(settings) else None
     if choice is None:
         budget = plan(settings, len(data.train))
+        console.say(f"run: {work(budget)}")
     else:
         budget = plan(settings, len(data.train), choice.changes(settings.eps or data.eps_default))
         console.say(fitting.describe(choice, budget, settings.minutes, kept))

@@ -16,6 +16,7 @@ from rnas.console import Console
 from rnas.data import Split, batches, halves
 from rnas.data.dataset import stratified
 from rnas.errors import RnasError
+from rnas.forecast import announce_search
 from rnas.genotype import Genotype
 from rnas.graphs import forget
 from rnas.methods.projection import Projection
@@ -119,6 +120,7 @@ def search(settings: Search, console: Console | None = None) -> Genotype:
     plan = _plan(settings, train, validation, device)
     attack = training_attack(settings.perturbation, data)
 
+    announce_search(settings, data, attack, device, console)
     reseed(settings.seed, _WEIGHTS)
     net = FastSupernet(settings.space, len(data.classes), *data.statistics()).to(device)
     net.save_memory(settings.save_memory)

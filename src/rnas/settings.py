@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -516,6 +516,8 @@ class Run:
     """Number format of search and training: float32 (auto, fp32), or bfloat16 by autocast, for GPUs."""
     save_memory: Flag = False
     """Search and train in less memory and more time."""
+    yes: Flag = False
+    """Start without asking, also where the run will take much longer than --minutes."""
     resume: Flag = False
     """Continue the run in this folder (or start it, if there is none)."""
 
@@ -606,7 +608,7 @@ class Export:
 
 # Where, when and in how much memory a run happens does not make it another run. What precision it computes in does, and
 # is among the facts of search and training (`Run.open`), because `auto` is no precision.
-NOT_IDENTITY = ("out", "resume", "device", "save_memory", "precision")
+NOT_IDENTITY = ("out", "resume", "device", "save_memory", "precision", "yes")
 
 
 def identity(settings: Any) -> dict[str, Any]:
@@ -618,6 +620,23 @@ def identity(settings: Any) -> dict[str, Any]:
     if source and source["data_root"]:
         source["data_root"] = str(Path(source["data_root"]).expanduser().resolve())
     return plain
+
+
+def flags(settings: Any) -> list[str]:
+    """The options that make `settings` of the defaults, as they are written on a command line."""
+    words = []
+    for f in fields(settings):
+        value = getattr(settings, f.name)
+        option = f"--{f.name.replace('_', '-')}"
+        if is_dataclass(value):
+            words += flags(value)
+        elif value == f.default:
+            continue
+        elif isinstance(value, bool):
+            words.append(option if value else f"--no-{option[2:]}")
+        else:
+            words += [option, *map(str, value)] if isinstance(value, tuple) else [option, str(value)]
+    return words
 
 
 def _plain(value: Any) -> Any:

@@ -19,6 +19,7 @@ from rnas.data import Dataset, Split, batches
 from rnas.data.dataset import white
 from rnas.errors import RnasError
 from rnas.files import read_json
+from rnas.forecast import announce_train
 from rnas.frozen import unfolded
 from rnas.genotype import Architecture, architecture_from_json
 from rnas.graphs import forget
@@ -65,11 +66,18 @@ def train(settings: Train, console: Console | None = None) -> nn.Module:
     searched, trained = _searched_on(Path(settings.arch)), identity(settings)["source"]["data"]
     if console is not None and searched not in (None, trained):
         console.say(f"note: {settings.arch} was searched on {searched}, and is now trained on {trained}")
+
+    def build(settings: Train) -> nn.Module:
+        sizes = {"cells": settings.cells, "channels": settings.channels}
+        if genotype is None:
+            return zoo.build(name, len(data.classes), **{**options, **sizes})
+        return zoo.build_genotype(genotype, len(data.classes), **{**options, **sizes})
+
+    if console is not None:
+        attack, device = training_attack(settings.perturbation, data), choose_device(settings.device)
+        announce_train(settings, build, data, attack, device, console)
     reseed(settings.seed, _WEIGHTS)
-    if genotype is None:
-        net = zoo.build(name, len(data.classes), **options)
-    else:
-        net = zoo.build_genotype(genotype, len(data.classes), **options)
+    net = build(settings)
     facts = {"genotype": genotype.to_json()} if genotype else {}
     fit(net, data, replace(settings, arch=name), console, facts)
     meta = {

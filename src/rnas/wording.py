@@ -38,3 +38,18 @@ def duration(seconds: float) -> str:
         return f"{hours} h {minutes} min"
     days, hours = divmod(round(seconds / 3600), 24)
     return f"{days} days {hours} h"
+
+
+def roughly(seconds: float) -> str:
+    """A time that is only roughly known: less than a minute, about 12 min, about 3.5 h, about 12 days."""
+    for unit, name in ((86400.0, "days"), (3600.0, "h"), (60.0, "min")):
+        if seconds >= 1.95 * unit or (name == "min" and seconds >= unit):
+            return f"about {seconds / unit:.{0 if seconds >= 10 * unit or name == 'min' else 1}f} {name}"
+    return "less than a minute"
+
+
+def radius(eps: float, norm: str = "linf") -> str:
+    """ε in pixel steps where it is a whole number of them."""
+    steps = 255 * eps
+    whole = abs(steps - round(steps)) < 1e-3 and norm == "linf"
+    return f"{round(steps)}/255" if whole else f"{eps:.4g}"

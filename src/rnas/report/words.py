@@ -6,6 +6,7 @@ import re
 
 from rnas.report.read import NetworkPart
 from rnas.runs import Record
+from rnas.wording import radius
 
 _ATTACKS = {
     "clean": "Clean",
@@ -51,13 +52,6 @@ def training(part: NetworkPart) -> str | None:
     return "TRADES" if settings.get("loss") == "trades" else "adversarial"
 
 
-def eps_name(eps: float, norm: str) -> str:
-    """ε in pixel steps where it is a whole number of them."""
-    steps = 255 * eps
-    whole = abs(steps - round(steps)) < 1e-3 and norm == "linf"
-    return f"{round(steps)}/255" if whole else f"{eps:.4g}"
-
-
 def norm_name(norm: str) -> str:
     """`linf` as l∞."""
     return {"linf": "l∞", "l2": "l2"}.get(norm, norm)
@@ -67,7 +61,7 @@ def threat(evaluation: Record) -> str:
     """The threat model in a few words: l∞, ε = 8/255."""
     norm = str(evaluation.get("norm", "linf"))
     eps = evaluation.get("eps")
-    return norm_name(norm) + (f", ε = {eps_name(float(eps), norm)}" if isinstance(eps, int | float) else "")
+    return norm_name(norm) + (f", ε = {radius(float(eps), norm)}" if isinstance(eps, int | float) else "")
 
 
 def count(n: int) -> str:

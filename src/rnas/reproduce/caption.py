@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from rnas import paper
-from rnas.report.words import CW_CAVEAT, count, eps_name
+from rnas.report.words import CW_CAVEAT, count
 from rnas.reproduce.budgets import BUDGETS, cuts
 from rnas.reproduce.plan import PUBLISHED_BOUNDS, Plan
 from rnas.reproduce.results import bounds_exceeded, threats
-from rnas.wording import apart
+from rnas.wording import apart, radius
 
 WHAT = {
     "table1": "Robustness on CIFAR-10, adversarial (AT) and standard (ST) training",
@@ -47,7 +47,7 @@ def caption(plan: Plan) -> list[str]:
     if settings.what in ("fig1", "fig5"):
         sentences.append("One seed." if settings.seeds == 1 else f"Means over {settings.seeds} seeds.")
     if found.images:
-        attacked = " or ".join(eps_name(e, "linf") for e in found.eps)
+        attacked = " or ".join(radius(e, "linf") for e in found.eps)
         sentences.append(f"{' or '.join(map(count, found.images))} test images, l∞ attacks with ε = {attacked}.")
     sentences.append(_budget(plan))
     if plan.kind == "table":
