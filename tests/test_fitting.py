@@ -86,7 +86,7 @@ def test_a_slow_machine_does_the_least_that_makes_sense_and_says_so(tmp_path: Pa
 
 @pytest.mark.parametrize("slow", [2e-4, 1e-2])
 def test_what_takes_much_longer_is_not_started_unasked(slow: float, tmp_path: Path, machine: Machine) -> None:
-    """Where nobody can be asked, the command that fits is told (or the shortest, with its time); it is one that starts."""
+    """Where nobody can be asked, the command that fits is told, or the shortest with its time; it starts."""
     machine.seconds = slow
     run, data = own(tmp_path, minutes=5.0), images()
     with pytest.raises(RnasError, match="--yes") as stop:

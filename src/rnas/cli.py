@@ -6,6 +6,8 @@ import io
 import json
 import os
 import re
+import shlex
+import shutil
 import signal
 import sys
 import threading
@@ -18,7 +20,7 @@ import tyro
 
 import rnas
 from rnas import process
-from rnas.console import Console
+from rnas.console import Console, wrapped
 from rnas.effects import check_effect
 from rnas.errors import RnasError, out_of_memory, unknown
 from rnas.files import is_text
@@ -46,17 +48,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _check_text(arguments)
         _run(parse(arguments))
     except RnasError as e:
-        print(f"rnas: {_one_line(str(e))}", file=sys.stderr)
+        _complain(str(e))
         sys.exit(2)
     except OSError as e:
         where = e.filename or "writing"
-        print(f"rnas: {_one_line(f'{where}: {e.strerror or e}')}", file=sys.stderr)
+        _complain(f"{where}: {e.strerror or e}")
         sys.exit(2)
     except (MemoryError, RuntimeError) as e:
         told = out_of_memory(e)
         if told is None:
             raise
-        print(f"rnas: {_one_line(str(told))}", file=sys.stderr)
+        _complain(str(told))
         sys.exit(2)
     except KeyboardInterrupt as e:
         words, code = ("terminated", 143) if isinstance(e, _Terminated) else ("interrupted", 130)
@@ -66,6 +68,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 _KEPT = dict.fromkeys(("run", "search", "train", "evaluate"), "; what is finished is kept, --resume goes on")
 _KEPT |= dict.fromkeys(("data", "reproduce"), "; what is finished is kept, the next call goes on")
+
+
+def _complain(text: str) -> None:
+    """One line on standard error; on a terminal, lines that break between words."""
+    line = f"rnas: {_one_line(text)}"
+    print(wrapped(line) if sys.stderr.isatty() else line, file=sys.stderr)
 
 
 def _one_line(text: str) -> str:
@@ -139,21 +147,29 @@ def _run(command: Any) -> None:
         case Search():
             from rnas.search import search
 
-            search(command, Console())
+            console = Console()
+            search(command, console)
+            data = f" --data {shlex.quote(command.source.data)}"
+            console.say(f"wrote {command.out}/genotype.json\nnext: rnas train {_word(command.out)}{data} --out RUN")
         case Train():
             from rnas.train import train
 
-            train(command, Console())
+            console = Console()
+            train(command, console)
+            console.say(f"wrote {command.out}/model.safetensors\nnext: rnas evaluate {_word(command.out)}")
         case Evaluate():
-            from rnas.evaluation import evaluate_run
+            from rnas.evaluation import EVALUATION, evaluate_run
 
-            evaluate_run(command, Console())
+            console = Console()
+            evaluate_run(command, console)
+            console.say(f"wrote {EVALUATION} beside the network\nnext: rnas report {_word(command.run)}")
         case Distortion():
             from rnas.distortion import distortion
             from rnas.report.distortion import draw_distortion
 
             for path in draw_distortion(distortion(command, Console()), command.out):
                 print(f"wrote {path}")
+            print("beside them distortion.json; of a training run of yours, rnas report shows it")
         case Reproduce():
             from rnas.reproduce import reproduce
 
@@ -162,7 +178,7 @@ def _run(command: Any) -> None:
             from rnas.report import write_report
 
             write_report(command.runs, command.out)
-            print(f"wrote {command.out}")
+            print(f"wrote {command.out}\nnext: open it in a browser")
         case Compare():
             from rnas.report.compare import compare, to_json, to_text
 
@@ -173,12 +189,18 @@ def _run(command: Any) -> None:
 
             with Console(sys.stderr).stages() as progress:
                 summary = prepare(command.name, command.data_root, command.mirror, progress)
-            print(json.dumps(summary) if command.json else _describe(summary))
+            print(
+                json.dumps(summary) if command.json else f"{_describe(summary)}\nnext: rnas run --data {command.name}"
+            )
         case Zoo():
             from rnas.nets.zoo import table_text, zoo_table
 
             rows = zoo_table()
-            print(json.dumps(rows, indent=1) if command.json else table_text(rows, markdown=command.markdown))
+            print(
+                json.dumps(rows, indent=1)
+                if command.json
+                else table_text(rows, markdown=command.markdown, width=_width())
+            )
         case Export():
             from rnas.evaluation import model_folder
             from rnas.export import check_target, export
@@ -188,6 +210,16 @@ def _run(command: Any) -> None:
             model, meta = load_model(model_folder(command.run))
             difference = export(model, meta, command.format, command.out, tuple(meta["image_size"]))
             print(f"wrote {command.out}; its logits differ from the network's by {difference:.1e} at most")
+
+
+def _width() -> int:
+    """Columns of the terminal; 80 where there is none."""
+    return shutil.get_terminal_size().columns
+
+
+def _word(path: Path) -> str:
+    """`path` as it is written on a command line."""
+    return shlex.quote(str(path))
 
 
 def _describe(summary: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from rnas.search import GENOTYPE, search
 from rnas.settings import Run
 from rnas.steps import choose_device, choose_precision, hardware, load_data
 from rnas.train import train
+from rnas.wording import roughly
 
 MODEL = "model.onnx"
 
@@ -54,19 +56,31 @@ def run(settings: Run, console: Console | None = None) -> Path:
         return _work(budget, folder.folder, console, missing)
     fitting.keep(choice, out)
     with fitting.threads(choice.threads):
-        return _work(budget, folder.folder, console, missing)
+        return _work(budget, folder.folder, console, missing, None if kept else float(choice.seconds))
 
 
-def _work(budget: Budget, out: Path, console: Console, missing: str | None) -> Path:
-    """What is not done yet of a run in `out`; the path of the report. `missing` says why there can be no ONNX file."""
+def _work(budget: Budget, out: Path, console: Console, missing: str | None, seconds: float | None = None) -> Path:
+    """What is not done yet of a run in `out`; the path of the report. `missing` says why there can be no ONNX file,
+    `seconds` how long the whole should take."""
+    started, steps = time.perf_counter(), 2 + 2 * len(budget.trainings)
+
+    def begin(step: int, what: str) -> None:
+        spent = time.perf_counter() - started
+        left = f"; {roughly(max(0.0, seconds - spent))} left for the whole" if seconds is not None else ""
+        console.say(f"step {step} of {steps}: {what}{left}")
+
     if not (out / "search" / GENOTYPE).exists():
+        begin(1, "search")
         search(budget.search, console)
-    for name, job in budget.trainings.items():
+    for k, (name, job) in enumerate(budget.trainings.items()):
         if not (out / name / "model.json").exists():
+            begin(2 + 2 * k, f"training of {name}")
             train(job, console)
         evaluation = replace(budget.evaluate, run=out / name)
         if not holds(evaluation):
+            begin(3 + 2 * k, f"evaluation of {name}")
             evaluate_run(evaluation, console)
+    begin(steps, "report")
     report = out / "report.html"
     write_report([out], report)
     console.say(f"report: {report}")
@@ -76,6 +90,7 @@ def _work(budget: Budget, out: Path, console: Console, missing: str | None) -> P
         console.say(f"model: {out / MODEL}")
     else:
         console.say(f"model: {out / 'train'}; {missing}, then: rnas export {out} --out {out / MODEL}")
+    console.say(f"next: open the report; rnas evaluate {out} --attacks aa attacks harder")
     return report
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,15 @@ import numpy as np
 import torch
 
 from rnas import checkpoint
-from rnas.console import Console
+from rnas.console import Console, Stage
+from rnas.cost import Facts, Speed, search_seconds
 from rnas.data import Split, batches, halves
 from rnas.data.dataset import stratified
 from rnas.errors import RnasError
 from rnas.forecast import announce_search
 from rnas.genotype import Genotype
 from rnas.graphs import forget
-from rnas.methods.projection import Projection
+from rnas.methods.projection import ROUND, Projection
 from rnas.methods.rnas import Batch, Measured, Rnas
 from rnas.nets.derived import check_image_size
 from rnas.nets.fast import FastSupernet
@@ -39,7 +40,7 @@ from rnas.steps import (
     training_attack,
     weight_step,
 )
-from rnas.wording import apart
+from rnas.wording import apart, roughly
 
 GENOTYPE, ALPHAS = "genotype.json", "alphas.npz"
 _TRAIN, _VALIDATION, _WEIGHTS, _LOOP, _PROJECTION = range(5)  # streams of random numbers
@@ -138,13 +139,15 @@ def search(settings: Search, console: Console | None = None) -> Genotype:
         state.restore(saved)
         console.say(f"search: going on after epoch {state.epoch} of {settings.epochs}")
     run.rewind(state.epoch)
-    while state.epoch < settings.epochs:
-        state.epoch += 1
-        event = _epoch(plan, state, console)
-        state.remember()
-        run.log(**event)
-        state.save(run.folder)
-        console.say(_line(event, settings.epochs))
+    with console.stages(lines=False) as show:
+        progress = _Progress(plan, show, state.epoch)
+        while state.epoch < settings.epochs:
+            state.epoch += 1
+            event = _epoch(plan, state, progress)
+            state.remember()
+            run.log(**event)
+            state.save(run.folder)
+            console.say(_line(event, settings.epochs) + progress.left())
     forget(net)
     last = _last(run.folder)
     if last["H"] is not None and last["F"] > last["H"]:
@@ -180,7 +183,37 @@ def _plan(settings: Search, train: Split, validation: Split, device: torch.devic
     return Plan(settings, train.to(device), validation.to(device), iterations, warmup, device)
 
 
-def _epoch(plan: Plan, state: State, console: Console) -> dict[str, Any]:
+class _Progress:
+    """How far a search is, in passes of one image: known of a whole epoch, and of each step within it."""
+
+    def __init__(self, plan: Plan, show: Stage, epoch: int):
+        self.plan, self.show = plan, show
+        self.started, self.first = time.perf_counter(), self._after(epoch)
+        self.done, self.total, self.epoch = self.first, self._after(plan.settings.epochs), epoch
+
+    def begin(self, epoch: int) -> None:
+        self.done, self.epoch = self._after(epoch - 1), epoch
+
+    def moved(self, what: str, images: int, passes: float) -> None:
+        """So many `images` have been passed so often."""
+        self.done = min(self.done + images * passes, self._after(self.epoch))
+        self.show(f"search: epoch {self.epoch} of {self.plan.settings.epochs}, {what}", self.done, self.total)
+
+    def left(self) -> str:
+        """The time that is left for the whole, by the time that it took so far."""
+        done = self._after(self.epoch)
+        seconds = (time.perf_counter() - self.started) * (self.total - done) / (done - self.first)
+        return f"; {roughly(seconds)} left" if done < self.total else ""
+
+    def _after(self, epoch: int) -> float:
+        if epoch == 0:
+            return 0.0
+        settings = replace(self.plan.settings, epochs=epoch, warmup=min(epoch, self.plan.warmup))
+        about = Facts(len(self.plan.train) + len(self.plan.validation), 0, 0, (0, 0))
+        return search_seconds(settings, about, Speed(1.0, 1.0))
+
+
+def _epoch(plan: Plan, state: State, progress: _Progress) -> dict[str, Any]:
     """One turn of Algorithm 1's outer loop: Phase I, or both steps of Phase II. Returns the log's event."""
     started = time.perf_counter()
     settings, epoch, net, method = plan.settings, state.epoch, state.net, state.method
@@ -192,28 +225,41 @@ def _epoch(plan: Plan, state: State, console: Console) -> dict[str, Any]:
     weights, architecture = Running(plan.device), Running(plan.device)
     # Phase I, and Step 1 of Phase II: the weights, then (after the warm-up) the architecture.
     iterations = plan.iterations if warming else max(1, plan.iterations // 2)
-    with console.bar(f"search, epoch {epoch} of {settings.epochs}", iterations) as advance:
-        for step in range(1, iterations + 1):
-            x, y = next(train)
-            loss, logits = weight_step(
-                net, net.thetas, state.optimizer, method.attack, x, y, settings.clip, precision=method.precision
-            )
-            check_finite(loss, "training", epoch, step)
-            weights.add(loss, logits, y)
-            if not warming:
-                x, y = next(validation)
-                loss, logits = method.arch_step(x, y)
-                check_finite(loss, "architecture", epoch, step)
-                architecture.add(loss, logits, y)
-            advance(1)
+    progress.begin(epoch)
+    attacking = method.attack.steps
+    for step in range(1, iterations + 1):
+        x, y = next(train)
+        loss, logits = weight_step(
+            net, net.thetas, state.optimizer, method.attack, x, y, settings.clip, precision=method.precision
+        )
+        check_finite(loss, "training", epoch, step)
+        weights.add(loss, logits, y)
+        if not warming:
+            x, y = next(validation)
+            loss, logits = method.arch_step(x, y)
+            check_finite(loss, "architecture", epoch, step)
+            architecture.add(loss, logits, y)
+        progress.moved(f"step {step} of {iterations}", len(y), attacking + 1 if warming else 2 * attacking + 3)
     # Step 2 of Phase II: the architecture alone, back under the bound.
     monitored = plan.monitored(plan.validation)
     projection = None
     if not warming and state.bound is not None:
         reseed(settings.seed, _PROJECTION, epoch)
         steps = settings.projection_steps or max(1, plan.iterations - iterations)
-        projection = method.project(validation, monitored, state.bound, steps)
-    on_train, on_validation = method.measure(plan.monitored(plan.train)), method.measure(monitored)
+        size = settings.batch_size
+        projection = method.project(
+            validation,
+            monitored,
+            state.bound,
+            steps,
+            lambda: progress.moved("projection", size, attacking / ROUND + 2),
+        )
+
+    def measured_batch() -> None:
+        progress.moved("measuring", settings.monitor // len(monitored), attacking + 2)
+
+    on_train = method.measure(plan.monitored(plan.train), measured_batch)
+    on_validation = method.measure(monitored, measured_batch)
     for measured in (on_train, on_validation):  # what the last step made of the network, before it is saved
         for what, value in (("clean", measured.clean_loss), ("adversarial", measured.adversarial_loss)):
             check_finite(torch.tensor(value), what, epoch, iterations)

@@ -14,7 +14,7 @@ from torch import nn
 from rnas import checkpoint, paper
 from rnas.attacks import PGD
 from rnas.attacks.checks import answer
-from rnas.console import Console
+from rnas.console import Console, Stage
 from rnas.data import Dataset, Split, batches
 from rnas.data.dataset import white
 from rnas.errors import RnasError
@@ -43,6 +43,7 @@ from rnas.steps import (
     training_attack,
     weight_step,
 )
+from rnas.wording import roughly
 
 _WEIGHTS, _LOOP = range(2)  # streams of random numbers
 
@@ -178,12 +179,16 @@ def fit(
         state.restore(saved)
         console.say(f"train: going on after epoch {state.epoch} of {settings.epochs}")
     run.rewind(state.epoch)
-    while state.epoch < settings.epochs:
-        state.epoch += 1
-        event = _epoch(state, images, settings, attack, device, precision, console)
-        run.log(**event)
-        state.save(run.folder)
-        console.say(_line(event, settings.epochs))
+    started, first = time.perf_counter(), state.epoch
+    with console.stages(lines=False) as show:
+        while state.epoch < settings.epochs:
+            state.epoch += 1
+            event = _epoch(state, images, settings, attack, device, precision, show)
+            run.log(**event)
+            state.save(run.folder)
+            each = (time.perf_counter() - started) / (state.epoch - first)
+            left = f"; {roughly(each * (settings.epochs - state.epoch))} left" if state.epoch < settings.epochs else ""
+            console.say(_line(event, settings.epochs) + left)
     forget(net)
     net.eval()
 
@@ -210,7 +215,7 @@ def _epoch(
     attack: PGD | None,
     device: torch.device,
     precision: Precision,
-    console: Console,
+    show: Stage,
 ) -> dict[str, Any]:
     """One pass over the training images. Returns the log's event."""
     started = time.perf_counter()
@@ -235,12 +240,12 @@ def _epoch(
         device=device,
         drop_last=True,
     )
-    with console.bar(f"train, epoch {epoch} of {settings.epochs}", steps) as advance:
-        for step, (x, y) in enumerate(drawn, 1):
-            loss, logits = weight_step(net, parameters, state.optimizer, attack, x, y, settings.clip, beta, precision)
-            check_finite(loss, "training", epoch, step)
-            running.add(loss, logits, y)
-            advance(1)
+    for step, (x, y) in enumerate(drawn, 1):
+        loss, logits = weight_step(net, parameters, state.optimizer, attack, x, y, settings.clip, beta, precision)
+        check_finite(loss, "training", epoch, step)
+        running.add(loss, logits, y)
+        what = f"train: epoch {epoch} of {settings.epochs}, step {step} of {steps}"
+        show(what, (epoch - 1) * steps + step, settings.epochs * steps)
     with torch.no_grad():  # what the last step made of the network, before it is saved
         check_finite(F.cross_entropy(net.eval()(x), y), "final", epoch, steps)
     seconds = time.perf_counter() - started

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -70,11 +70,19 @@ class Rnas:
         self.optimizer.step()
         return loss, logits
 
-    def project(self, batches: Iterator[Batch], monitored: Iterable[Batch], bound: float, steps: int) -> Projection:
+    def project(
+        self,
+        batches: Iterator[Batch],
+        monitored: Iterable[Batch],
+        bound: float,
+        steps: int,
+        moved: Callable[[], None] = lambda: None,
+    ) -> Projection:
         """Step 2 of Phase II: α to the nearest α_p with F(α_p) ≤ `bound` (Eq. 9), θ fixed.
 
         A round of gradient steps shares one of `batches` and its adversarial images, crafted against the α_p of the
-        round's beginning; `monitored`, always attacked afresh, decides whether F ≤ H.
+        round's beginning; `monitored`, always attacked afresh, decides whether F ≤ H. `moved` is called
+        before every step.
         """
         monitored = list(monitored)
 
@@ -82,6 +90,7 @@ class Rnas:
             for x, y in batches:
                 x_adv = craft(self.attack, self.net, x, y, self.precision)
                 for _ in range(ROUND):
+                    moved()
                     yield x, x_adv
 
         drawn = rounds()
@@ -116,8 +125,9 @@ class Rnas:
         f, *slope = replayed(PROJECTION, passed, self.net, key, (x, x_adv))
         return f, tuple(slope)
 
-    def measure(self, batches: Iterable[Batch]) -> Measured:
-        """Losses, accuracies and F over `batches`: the same for the same network, which is left as it was.
+    def measure(self, batches: Iterable[Batch], moved: Callable[[], None] = lambda: None) -> Measured:
+        """Losses, accuracies and F over `batches`: the same for the same network, which is left as it was. `moved` is
+        called after every batch.
 
         In float32 whatever the search's precision: F ≤ H is a promise, and bfloat16 is too coarse to make it.
         """
@@ -134,4 +144,5 @@ class Rnas:
                     running.add(F.cross_entropy(logits, y), logits, y)
                 total += self.vulnerability(x, x_adv) * len(y)
             images += len(y)
+            moved()
         return Measured(clean.loss, clean.accuracy, adversarial.loss, adversarial.accuracy, float(total) / images)
