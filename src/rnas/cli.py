@@ -199,7 +199,7 @@ def _run(command: Any) -> None:
             print(
                 json.dumps(rows, indent=1)
                 if command.json
-                else table_text(rows, markdown=command.markdown, width=_width())
+                else table_text(rows, markdown=command.markdown, width=shutil.get_terminal_size().columns)
             )
         case Export():
             from rnas.evaluation import model_folder
@@ -210,11 +210,6 @@ def _run(command: Any) -> None:
             model, meta = load_model(model_folder(command.run))
             difference = export(model, meta, command.format, command.out, tuple(meta["image_size"]))
             print(f"wrote {command.out}; its logits differ from the network's by {difference:.1e} at most")
-
-
-def _width() -> int:
-    """Columns of the terminal; 80 where there is none."""
-    return shutil.get_terminal_size().columns
 
 
 def _word(path: Path) -> str:

@@ -143,7 +143,7 @@ def table_text(rows: list[dict[str, Any]], *, markdown: bool = False, width: int
     for *line, source in cells:
         aligned = (c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
         text.append("  ".join(aligned).rstrip())
-        text += textwrap.wrap(source, width, initial_indent="    ", subsequent_indent="    ", break_long_words=False)
+        text.append(textwrap.indent(textwrap.fill(source, width - 4, break_on_hyphens=False), "    "))
     return "\n".join(text)
 
 

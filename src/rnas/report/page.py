@@ -15,7 +15,7 @@ from rnas.genotype import Cell, Genotype
 from rnas.report import figures, tables, theme
 from rnas.report.cells import TITLES, draw_cell
 from rnas.report.charts import percent, short
-from rnas.report.compare import Comparison, compare_networks
+from rnas.report.compare import Comparison, compare_networks, shown_best
 from rnas.report.html import Html, el, join
 from rnas.report.read import NetworkPart, Part, SearchPart, read_parts
 from rnas.report.words import (
@@ -179,7 +179,7 @@ def _result_sentences(main: NetworkPart | None, evaluated: Sequence[NetworkPart]
     alike = tables.comparable(candidates)
     network = f"The network {kind}" if len(evaluated) < 3 and alike else main.name
     if len(evaluated) >= 3 and alike and len(candidates) > 1:
-        network += f", the most robust of {len(candidates)},"
+        network += f", the one of {len(candidates)} that keeps most,"
     out = f"{network} classifies {percent(clean)} of the clean images correctly"
     if worst:
         under = "under every attack tried" if worst[0] == "union" else f"under {attack_name(worst[0])}"
@@ -282,7 +282,8 @@ def _results(evaluated: Sequence[NetworkPart]) -> Section | None:
         return None
     published = sorted({n for p in evaluated if (n := tables.paper_table_number(p)) is not None})
     notes = [
-        "The intervals are Wilson's, at 95 %: how far chance in the choice of test images may move the figure.",
+        "The intervals are Wilson's, at 95 %: with other test images of the same kind, the figure could lie anywhere in "
+        "them.",
         "An attack gives an upper bound: a stronger one may find what these missed. The union counts an image only if "
         "it withstands every attack.",
     ]
@@ -298,11 +299,11 @@ def _results(evaluated: Sequence[NetworkPart]) -> Section | None:
         else f"Only {', '.join(p.name for p in together)}: the others' test differs."
     )
     chart = el("div", el("p", only, class_="note") if only else None, figures.accuracy_chart(together), class_="card")
+    best, comparison = _compared(evaluated)
     trade_off = figures.trade_off_chart(evaluated) if tables.comparable(evaluated) else None
     if trade_off:
         beside = el("div", el("div", trade_off, class_="card"), beside)
-    parts = [tables.results_table(evaluated), el("div", chart, beside, class_="beside")]
-    comparison = _comparison(evaluated)
+    parts = [tables.results_table(evaluated, best), el("div", chart, beside, class_="beside")]
     if comparison:
         parts += [el("h3", "Compared image by image"), comparison]
     for number in published:
@@ -315,15 +316,20 @@ def _results(evaluated: Sequence[NetworkPart]) -> Section | None:
     return Section("results", "Results", "Results", join(*parts))
 
 
-def _comparison(evaluated: Sequence[NetworkPart], most: int = 6) -> Html | None:
-    """Paired tests, where the evaluations are of the same images; pairs multiply, so only for a few networks."""
-    if not 2 <= len(evaluated) <= most:
-        return None
+def _compared(evaluated: Sequence[NetworkPart], most: int = 6) -> tuple[dict[str, str], Html | None]:
+    """Paired tests, where the evaluations are of the same images: for each attack the network that is shown to be the
+    best, and the tests as a table, which pairs make too long for many networks."""
+    if len(evaluated) < 2:
+        return {}, None
     try:
         rows: list[Comparison] = compare_networks(evaluated)
     except RnasError as e:
-        return el("p", f"Not compared: {e}.", class_="note")
-    return tables.comparison_table(rows)
+        return {}, el("p", f"Not compared: {e}.", class_="note") if len(evaluated) <= most else None
+    # A column holds bold figures only if all networks stand in it: of attacks that some did not face, no best is shown.
+    faced = [set(tables.attacks_of([part])) for part in evaluated]
+    everyone = {"clean", *set.intersection(*faced), *(("union",) if tables.comparable(evaluated) else ())}
+    best = {attack: name for attack, name in shown_best(rows).items() if attack in everyone}
+    return best, tables.comparison_table(rows) if len(evaluated) <= most else None
 
 
 def _architecture(searches: Sequence[SearchPart], networks: Sequence[NetworkPart]) -> Section | None:

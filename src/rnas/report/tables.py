@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rnas import paper
@@ -81,23 +81,19 @@ def paper_row(part: NetworkPart) -> dict[str, float | str | None]:
     return {key.removeprefix(prefix): value for key, value in row.items() if key.startswith(prefix) or key == "model"}
 
 
-def results_table(networks: Sequence[NetworkPart]) -> Html:
-    """Networks by attacks: accuracy, its interval, the seconds, and the paper's figure where it has one."""
+def results_table(networks: Sequence[NetworkPart], best: Mapping[str, str]) -> Html:
+    """Networks by attacks: accuracy, its interval, the seconds, and the paper's figure where it has one. `best` names
+    for an attack the network that a paired test shows to be better than all others."""
     attacks = attacks_of(networks)
     columns = ["clean", *attacks, *(["union"] if any(entry(p, "union") for p in networks) else [])]
     alike = same_test(networks)
-    ranked = {c for c in columns if len(networks) > 1 and (comparable(networks) if c == "union" else alike)}
-    best = {c: max((entry(p, c).get("accuracy") or 0.0) for p in networks) for c in ranked}
     rows = []
     for part in networks:
         published = paper_row(part)
         evaluation = part.evaluation or {}
         parameters = part.model.get("parameters")
         known = parameters if isinstance(parameters, int) else None
-        cells = [
-            _result(entry(part, c), published.get(c), c in best and entry(part, c).get("accuracy") == best[c])
-            for c in columns
-        ]
+        cells = [_result(entry(part, c), published.get(c), best.get(c) == part.name) for c in columns]
         n = evaluation.get("n")
         what = _what(part) + ("" if alike else f" · {evaluation.get('dataset', 'images')} · {threat(evaluation)}")
         rows.append(
@@ -115,6 +111,8 @@ def results_table(networks: Sequence[NetworkPart]) -> Html:
         if any("seconds" in entry(p, a) for p in networks for a in attacks)
         else "."
     )
+    if best:
+        caption += " Bold: better than every other network here, by the paired test."
     if "union" in columns:
         caption += " Union: images that withstand every attack here."
     table = el(
@@ -198,7 +196,8 @@ def comparison_table(rows: Sequence[Comparison]) -> Html:
     caption = (
         "Difference in percentage points with its 95 % interval for paired proportions (adjusted Wald, Bonett and "
         "Price 2012); images that only one of the two classifies correctly; p of McNemar's exact test, corrected for "
-        "all rows (Holm)."
+        f"all {len(rows)} rows together (Holm). An interval stands for its row alone: it can leave out 0 where the "
+        "corrected test shows no difference."
     )
     if one:
         caption = f"{rows[0].a} minus {rows[0].b}. {caption}"
