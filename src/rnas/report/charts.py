@@ -207,9 +207,11 @@ def dot_chart(
     width: float = WIDTH,
     join: bool = False,
     values: bool = False,
+    unit: str = "",
 ) -> Drawing:
     """Named rows of dots, from one end of `span` to the other (by default, what the dots need). Dots of one row stand
-    below each other, or with `join` on one line, joined. `values` writes the value of every dot at the right."""
+    below each other, or with `join` on one line, joined. `values` writes the value of every dot at the right,
+    `unit` what they are measured in below the axis."""
     left = 10 + min(max((text_width(name, 12) for name, _ in rows), default=0.0), 0.42 * width)
     right = width - (28 + text_width("100.0 %", 12) if values else 16)
     marks = [mark for _, row in rows for mark in row if mark]
@@ -236,6 +238,9 @@ def dot_chart(
                 if values:
                     out.shapes.append(Text(width - 8, at + 4, form(mark.value), 12, mark.role, "end"))
         y += height
+    if unit:
+        out.height += 16
+        out.shapes.append(Text(width - 8, out.height - 6, unit, 11, "soft", "end"))
     return out
 
 

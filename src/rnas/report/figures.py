@@ -86,8 +86,8 @@ def search_charts(part: SearchPart) -> list[Html]:
     )
     add(
         "Losses",
-        "Solid: the loss on the images that a step trains on, for the weights θ and the architecture α. Dashed: measured "
-        "after each epoch on the half that trains α, on clean and on adversarial images.",
+        "Solid: on the images that a step trains on, for the weights θ and the architecture α. Dashed: measured after "
+        "each epoch on the half that trains α, on clean and on adversarial images.",
         [
             Series("θ", part.column("theta_loss"), "series-3"),
             Series("α", part.column("alpha_loss"), "series-4"),
@@ -261,9 +261,7 @@ def trade_off_chart(networks: Sequence[NetworkPart]) -> Html | None:
         up_name="↑ accuracy under all attacks",
         form=_percent,
     )
-    return figure(
-        chart, title, "The larger a bubble, the more parameters the network has; the smallest are drawn as dots."
-    )
+    return figure(chart, title, "The larger a bubble, the more parameters the network has; the smallest are dots.")
 
 
 def training_charts(networks: Sequence[NetworkPart]) -> list[Html]:
@@ -279,7 +277,8 @@ def training_charts(networks: Sequence[NetworkPart]) -> list[Html]:
             known: dict[int, float] = {}
             for key in keys:
                 known |= {e: v for e, v in zip(part.numbers(), part.column(*key), strict=True) if v is not None}
-            out.append(Series(part.name, tuple(known.get(e) for e in x), theme.series(i), width=2.0))
+            width = 2.0 + 2.0 * min(2, trained[-1][0] - i)  # a line below another shows at its sides
+            out.append(Series(part.name, tuple(known.get(e) for e in x), theme.series(i), width=width))
         return [s for s in out if any(v is not None for v in s.values)]
 
     charts = []
@@ -319,9 +318,17 @@ def distortion_drawings(networks: Sequence[Distorted]) -> list[tuple[Drawing, li
         described = "From the first layer to the last: " + "; ".join(
             f"{name} " + ", ".join(short(float(v)) for v in d["vulnerability"]) for name, _, d in members
         )
-        drawing = dot_chart(rows, title=title, description=described + ".", form=short, log=True, join=True)
+        drawing = dot_chart(
+            rows, title=title, description=described + ".", form=short, log=True, unit=_unit(members[0][2])
+        )
         drawings.append((drawing, members))
     return drawings
+
+
+def _unit(record: Record) -> str:
+    """What a distortion is measured in."""
+    each = "" if record.get("reduction") == "sum" else ", mean over the positions of a channel"
+    return f"KL divergence in nats{each}"
 
 
 def _measured_by(record: Record) -> str:
@@ -397,15 +404,15 @@ def example_figures(part: NetworkPart, examples: Examples, most: int = 12) -> Ht
             "figcaption",
             "Class ",
             el("b", name(label)),
-            ". Answer: ",
+            ": answer ",
             el("span", name(before), class_="right" if before == label else "wrong"),
-            "; after the attack: ",
+            ", attacked ",
             el("span", name(after), class_="right" if after == label else "wrong"),
         )
         figures.append(el("figure", el("div", *images, class_="row"), caption))
     note = (
-        f"Left: clean. Middle: after {attack_name(examples.attack)}. Right: the difference of both, mean of the colours: "
-        f"blue is darker by up to {shown}{' = ε' if bounded else ''}, white unchanged, red brighter."
+        f"Left: clean. Middle: after {attack_name(examples.attack)}. Right: how much the attack changed, mean of the "
+        f"colours: blue is darker by up to {shown}{' = ε' if bounded else ''}, white unchanged, red brighter."
     )
     large = " large" if min(clean.shape[1:3]) >= 48 else ""
     return join(el("p", note, class_="note"), el("div", *figures, class_=f"examples{large}"))

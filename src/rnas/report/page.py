@@ -25,6 +25,7 @@ from rnas.report.words import (
     count,
     threat,
     training,
+    work_sentence,
 )
 from rnas.wording import apart, duration
 
@@ -139,7 +140,7 @@ def _top(
         el("p", " · ".join(a for a in about if a), class_="meta") if about else None,
         _warnings(searches, networks),
         el("p", " ".join(sentences), class_="lead"),
-        _tiles(main, searches) if main else None,
+        _tiles(main, searches, main.name if len(evaluated) > 1 else "") if main else None,
         class_="top",
     )
 
@@ -222,7 +223,8 @@ def _progress(searches: Sequence[SearchPart], networks: Sequence[NetworkPart]) -
     return "; ".join(f"{p.name}: {_epochs(len(p.epochs))}" for p in parts) + ". Nothing is evaluated yet."
 
 
-def _tiles(main: NetworkPart, searches: Sequence[SearchPart]) -> Html:
+def _tiles(main: NetworkPart, searches: Sequence[SearchPart], name_of_main: str) -> Html:
+    """The figures of `main`; its name stands on each, where there are other networks on the page."""
     attacks = tables.attacks_of([main])
     shown = ["clean", *([a for a in ("pgd20", "aa") if a in attacks] or attacks[:1])]
     if tables.entry(main, "union").get("accuracy") is not None and len(attacks) > 1:
@@ -235,13 +237,15 @@ def _tiles(main: NetworkPart, searches: Sequence[SearchPart]) -> Html:
         label = {"clean": "Clean accuracy", "union": "Under all attacks"}.get(name, f"Under {attack_name(name)}")
         interval = found.get("interval")
         note = f"interval {100 * interval[0]:.1f}–{100 * interval[1]:.1f}" if interval else ""
+        note = " · ".join(text for text in (name_of_main, note) if text)
         role = "clean" if name == "clean" else "adversarial"
         tiles.append(_tile(label, percent(found["accuracy"]), note, role))
     if len(searches) == 1:
         F, H = (_last(searches[0], key) for key in ("F", "H"))
         if F is not None and H:
             share, f, h = apart(F / H, 1.0, form=lambda v, n: f"{v:.{n - 1}f}")[0], *apart(F, H, form=short)
-            tiles.append(_tile("Vulnerability F / bound H", share, f"{f} of {h}", None))
+            note = " · ".join(text for text in (searches[0].name if name_of_main else "", f"{f} of {h}") if text)
+            tiles.append(_tile("Vulnerability F / bound H", share, note, None))
     return el("dl", *tiles, class_="figures")
 
 
@@ -282,8 +286,8 @@ def _results(evaluated: Sequence[NetworkPart]) -> Section | None:
         return None
     published = sorted({n for p in evaluated if (n := tables.paper_table_number(p)) is not None})
     notes = [
-        "The intervals are Wilson's, at 95 %: with other test images of the same kind, the figure could lie anywhere in "
-        "them.",
+        "The intervals are Wilson's, at 95 %: with other test images of the same kind, the figure could lie anywhere "
+        "in them.",
         "An attack gives an upper bound: a stronger one may find what these missed. The union counts an image only if "
         "it withstands every attack.",
     ]
@@ -467,6 +471,8 @@ def _settings(parts: Sequence[Part]) -> Section | None:
     commands = list(dict.fromkeys(str(p.environment["command"]) for p in parts if p.environment.get("command")))
     if commands:
         blocks += [el("h3", "The command that made it"), el("pre", el("code", "\n".join(commands)), tabindex=0)]
+    if chosen := [sentence for p in parts if (sentence := work_sentence(p))]:
+        blocks += [el("h3", "What was done"), *(el("p", sentence) for sentence in chosen)]
     groups = (
         ("Settings of the search", [p for p in parts if isinstance(p, SearchPart) and p.settings], "settings"),
         ("Settings of the training", [p for p in parts if isinstance(p, NetworkPart) and p.settings], "settings"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from rnas.report.read import NetworkPart
+from rnas.report.read import NetworkPart, Part
 from rnas.runs import Record
 from rnas.wording import radius
 
@@ -67,3 +67,22 @@ def threat(evaluation: Record) -> str:
 def count(n: int) -> str:
     """12 345, with narrow spaces."""
     return f"{n:,}".replace(",", "\u202f")
+
+
+def work_sentence(part: Part) -> str | None:
+    """What a search or a training did, as its settings say: attack, epochs, learning rate, projection."""
+    settings = part.settings
+    attack, epochs, lr = settings.get("perturbation"), settings.get("epochs"), settings.get("lr")
+    if not isinstance(attack, dict) or epochs is None or lr is None:
+        return None
+    standard = settings.get("standard") is True
+    how = "on clean images" if standard else f"with PGD-{attack.get('attack_steps')}"
+    step = attack.get("step")
+    if not standard and isinstance(step, int | float):
+        how += f" (steps of {radius(step)})"
+    text = f"{part.name}: {epochs} epochs {how}, learning rate {lr}, batches of {settings.get('batch_size')}"
+    if "bound" in settings:
+        steps = settings.get("projection_steps")
+        most = "half an epoch" if steps is None else f"{steps} steps"
+        text += f", H = {settings['bound']}, projections of {most} at most"
+    return f"{text}."
