@@ -379,7 +379,7 @@ def class_chart(part: NetworkPart, rows: Sequence[tuple[str, int, float, float]]
 
 
 def example_figures(part: NetworkPart, examples: Examples, most: int = 12) -> Html:
-    """Images, their adversarial versions, and the difference, amplified around grey."""
+    """Images, their adversarial versions, and the difference on a diverging scale of ±ε."""
     clean = examples.clean / 255.0
     difference = (examples.adversarial - clean).mean(-1)  # over the channels
     eps = (part.evaluation or {}).get("eps")
