@@ -121,7 +121,6 @@ def search(settings: Search, console: Console | None = None) -> Genotype:
     plan = _plan(settings, train, validation, device)
     attack = training_attack(settings.perturbation, data)
 
-    announce_search(settings, data, attack, device, console)
     reseed(settings.seed, _WEIGHTS)
     net = FastSupernet(settings.space, len(data.classes), *data.statistics()).to(device)
     net.save_memory(settings.save_memory)
@@ -132,6 +131,7 @@ def search(settings: Search, console: Console | None = None) -> Genotype:
     run = Run.open(settings.out, settings, resume=settings.resume, device=hardware(device), facts=facts)
     saved = checkpoint.load(run.folder)
     if saved is None:
+        announce_search(settings, data, attack, device, console)
         state.remember()
         if plan.warmup == 0:
             state.bound = _bound(settings, state.method.measure(plan.monitored(plan.validation)).vulnerability)

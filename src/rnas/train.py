@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -74,13 +75,15 @@ def train(settings: Train, console: Console | None = None) -> nn.Module:
             return zoo.build(name, len(data.classes), **{**options, **sizes})
         return zoo.build_genotype(genotype, len(data.classes), **{**options, **sizes})
 
-    if console is not None:
-        attack, device = training_attack(settings.perturbation, data), choose_device(settings.device)
-        announce_train(settings, build, data, attack, device, console)
+    def announce() -> None:
+        if console is not None:
+            attack, device = training_attack(settings.perturbation, data), choose_device(settings.device)
+            announce_train(settings, build, data, attack, device, console)
+
     reseed(settings.seed, _WEIGHTS)
     net = build(settings)
     facts = {"genotype": genotype.to_json()} if genotype else {}
-    fit(net, data, replace(settings, arch=name), console, facts)
+    fit(net, data, replace(settings, arch=name), console, facts, announce)
     meta = {
         "arch": name,
         "genotype": genotype.to_json() if genotype else None,
@@ -147,10 +150,12 @@ def fit(
     settings: Train,
     console: Console | None = None,
     facts: dict[str, Any] | None = None,
+    announce: Callable[[], None] = lambda: None,
 ) -> None:
     """Train any module (images in [0,1] to logits), in place, with log and checkpoints in `settings.out`.
 
-    `facts`, JSON values, are what else makes the run what it is: a resumed run must bring the same.
+    `facts`, JSON values, are what else makes the run what it is: a resumed run must bring the same. `announce` is called
+    once all is checked, before the first epoch.
 
     Ends with the network in eval mode. RnasError for bad input, before anything is written.
     """
@@ -175,7 +180,9 @@ def fit(
     facts = {**fingerprint(data), "precision": precision.name, **(facts or {})}
     run = Run.open(settings.out, settings, resume=settings.resume, device=hardware(device), facts=facts)
     saved = checkpoint.load(run.folder)
-    if saved is not None:
+    if saved is None:
+        announce()
+    else:
         state.restore(saved)
         console.say(f"train: going on after epoch {state.epoch} of {settings.epochs}")
     run.rewind(state.epoch)
