@@ -154,8 +154,8 @@ def fit(
 ) -> None:
     """Train any module (images in [0,1] to logits), in place, with log and checkpoints in `settings.out`.
 
-    `facts`, JSON values, are what else makes the run what it is: a resumed run must bring the same. `announce` is called
-    once all is checked, before the first epoch.
+    `facts`, JSON values, are what else makes the run what it is: a resumed run must bring the same. `announce` is
+    called once all is checked, before the first epoch.
 
     Ends with the network in eval mode. RnasError for bad input, before anything is written.
     """

@@ -73,7 +73,7 @@ def decode_all(root: Path, names: Sequence[str], size: int | None) -> Iterator[N
     if failed:
         shown = ", ".join(failed[:10]) + (f" and {len(failed) - 10} more" if len(failed) > 10 else "")
         raise RnasError(
-            f"{len(failed)} of {len(names)} images in {root} cannot be read: {shown}; repair or remove these files"
+            f"{len(failed)} of {len(names)} images in {root} cannot be read: {shown}; repair or remove them"
         )
 
 
