@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from PIL import Image
 
 from rnas import fitting
 from rnas.budget import Budget, is_fitted, plan
-from rnas.cli import main
+from rnas.cli import main, parse
 from rnas.console import Console
 from rnas.cost import Speed
 from rnas.data import Dataset, Split
@@ -81,6 +82,22 @@ def test_a_slow_machine_does_the_least_that_makes_sense_and_says_so(tmp_path: Pa
     line = describe(choice, plan(run, 2000, choice.changes(8 / 255)), run.minutes)
     assert "more than the 5 asked for" in line
     assert "--image-size" in line
+
+
+@pytest.mark.parametrize("slow", [2e-4, 1e-2])
+def test_what_takes_much_longer_is_not_started_unasked(slow: float, tmp_path: Path, machine: Machine) -> None:
+    """Where nobody can be asked, the command that fits is told, or the shortest with its time; it starts."""
+    machine.seconds = slow
+    run, data = own(tmp_path, minutes=5.0), images()
+    with pytest.raises(RnasError, match="--yes") as stop:
+        choose(run, data, QUIET)
+    assert choose(replace(run, yes=True), data, QUIET).seconds > 300
+    words = shlex.split(str(stop.value).partition(": rnas ")[2].partition(". --yes")[0])
+    smaller = parse(words)
+    assert smaller.out == run.out
+    left = smaller.source.limit_per_class
+    assert smaller.minutes == 5 or slow > 1e-3
+    assert choose(smaller, images(train=4 * left if left else 2000), QUIET)
 
 
 def test_the_line_says_what_was_chosen_and_how_to_get_more(tmp_path: Path, machine: Machine) -> None:
@@ -229,7 +246,7 @@ def test_own_images_from_folder_to_report_and_file(
 ) -> None:
     """Class names reach model.json, the report and the exported file; another timing makes no other run."""
     out = tmp_path / "out"
-    quick = "--minutes 1 --bound none --channels 2 --attacks fgsm"
+    quick = "--minutes 1 --bound none --channels 2 --attacks fgsm --yes"
     command = f"run --data {folder(tmp_path / 'insects')} --out {out} {quick}".split()
     monkeypatch.setattr(fitting, "CPU_IMAGES", 4)
     monkeypatch.setattr(fitting, "TRAIN_EPOCHS", range(1, 2))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from report_runs import make_network, make_run, write_json
 from rnas.errors import RnasError
-from rnas.report.compare import compare, mcnemar, paired_interval, to_json, to_text
+from rnas.report.compare import compare, mcnemar, p_value, paired_interval, shown_best, to_json, to_text
 
 
 def evaluated(folder: Path, masks: dict[str, list[int]], **changes: object) -> Path:
@@ -128,3 +128,26 @@ def test_too_few_are_refused(tmp_path: Path) -> None:
     other = make_network(tmp_path / "other")
     with pytest.raises(RnasError, match=r"no masks\.npz"):
         compare([network, other])
+
+
+def test_a_run_is_not_compared_with_itself(tmp_path: Path) -> None:
+    run = evaluated(tmp_path / "a", {"clean": [1, 0], "fgsm": [1, 0]})
+    with pytest.raises(RnasError, match="twice"):
+        compare([run, tmp_path / "." / "a"])
+
+
+def test_the_best_is_shown_only_where_the_test_shows_it(tmp_path: Path) -> None:
+    """Clean: a is far ahead of both. FGSM: a is ahead by an image, which shows nothing."""
+    ahead, behind = [1] * 40, [1] * 10 + [0] * 30
+    a = evaluated(tmp_path / "a", {"clean": ahead, "fgsm": [1] * 11 + [0] * 29})
+    b = evaluated(tmp_path / "b", {"clean": behind, "fgsm": behind})
+    c = evaluated(tmp_path / "c", {"clean": behind, "fgsm": behind})
+    assert shown_best(compare([a, b, c])) == {"clean": "a"}
+    assert shown_best(compare([b, c])) == {}
+
+
+def test_the_text_fits_80_columns_and_shows_what_the_page_shows(tmp_path: Path) -> None:
+    rows = compare([make_run(tmp_path / "demo")])
+    text = to_text(rows)
+    assert max(map(len, text.splitlines())) <= 80
+    assert all(p_value(row.p_holm) in text for row in rows)

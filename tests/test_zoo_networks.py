@@ -318,7 +318,10 @@ def test_the_table_as_text() -> None:
         "| X | 2022 | cell | – | – | 3.5 | none; a note |",
     ]
     assert zoo.table_text(rows).splitlines() == [
-        "Name  Year  Kind  Parameters  MACs (M)  Paper (M)  Source",
-        "X     2022  cell   1,234,567      89.0        3.5  here; a note",
-        "X     2022  cell           –         –        3.5  none; a note",
+        "Name  Year  Kind  Parameters  MACs (M)  Paper (M)",
+        "    Source",
+        "X     2022  cell   1,234,567      89.0        3.5",
+        "    here; a note",
+        "X     2022  cell           –         –        3.5",
+        "    none; a note",
     ]

@@ -71,6 +71,25 @@ BUDGETS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
+def work(budget: Budget) -> str:
+    """What a run does, for people: one line."""
+    search, train, evaluate = budget.search, budget.train, budget.evaluate
+    per_class, side = search.source.limit_per_class, search.source.image_size
+    images = "all training images" if per_class is None else f"{per_class} images a class"
+    at = "" if side is None else f" at {side} pixels"
+    projection = "" if search.bound == "none" else f", H = {search.bound}"
+    if search.projection_steps is not None and projection:
+        projection += f", projections of {search.projection_steps} steps at most"
+    tested = "all" if evaluate.limit is None else str(evaluate.limit)
+    return (
+        f"search {search.epochs} epochs on {images}{at} ({search.space.cells} cells, C = {search.space.channels}, "
+        f"PGD-{search.perturbation.attack_steps}, learning rate {search.lr:g}{projection}), "
+        f"train {train.epochs} epochs ({train.cells} cells, C = {train.channels}, "
+        f"PGD-{train.perturbation.attack_steps}, learning rate {train.lr:g}), "
+        f"attack {tested} test images ({', '.join(evaluate.attacks)})"
+    )
+
+
 def is_fitted(settings: Run) -> bool:
     """Whether the work is chosen to fit a time, and not a named budget."""
     return settings.budget == "auto" and (settings.source.data != "digits" or settings.minutes is not None)

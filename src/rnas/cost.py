@@ -38,6 +38,10 @@ PASSES = {
 """Gradient passes for each image."""
 
 
+CPU_IMAGES = 32
+"""Images to time with on a CPU; on a GPU, where a small batch takes as long as a large one, it is the whole batch."""
+
+
 @dataclass(frozen=True)
 class Speed:
     """Seconds for one image: to differentiate a frozen network for its input, and to train its weights on it."""
@@ -57,8 +61,16 @@ class Facts:
 
 
 @full_precision()
-def measure(net: nn.Module, about: Facts, batch: int, device: torch.device, precision: Precision = FP32) -> Speed:
-    """Time one gradient pass and one training step of `net` on `batch` random images, as a run computes them."""
+def measure(
+    net: nn.Module,
+    about: Facts,
+    batch: int,
+    device: torch.device,
+    precision: Precision = FP32,
+    seconds: float = 1.0,
+) -> Speed:
+    """Time one gradient pass and one training step of `net` on `batch` random images, as a run computes them, for
+    about `seconds` each."""
     net.to(device)
     attack = PGD(steps=1, random_start=False)
     parameters = list(getattr(net, "thetas", net.parameters()))
@@ -67,21 +79,21 @@ def measure(net: nn.Module, about: Facts, batch: int, device: torch.device, prec
     y = torch.arange(batch, device=device) % about.classes
     given = [uniform(net.shape, device)] if isinstance(net, Supernet) else []
     with frozen_for(net, device, precision, *given) as fixed:
-        gradient = _mean_time(lambda: attack.perturb(fixed, x, y), device)
+        gradient = _mean_time(lambda: attack.perturb(fixed, x, y), device, seconds)
     step = partial(weight_step, net, parameters, optimizer, None, x, y, 5.0, precision=precision, weights=given)
-    weights = _mean_time(step, device)
+    weights = _mean_time(step, device, seconds)
     forget(net)
     return Speed(gradient / batch, weights / batch)
 
 
-def _mean_time(call: Callable[[], object], device: torch.device) -> float:
-    """Seconds of a call, as they are on this machine now, other programs included: the mean over a second or so. One
+def _mean_time(call: Callable[[], object], device: torch.device, seconds: float) -> float:
+    """Seconds of a call, as they are on this machine now, other programs included: the mean over `seconds` or so. One
     before prepares kernels and memory, a second one tries to record it, and these do not count."""
     for _ in range(2 if recordable(device) else 1):
         call()
     wait(device)
     calls, begun = 0, time.perf_counter()
-    while calls < 2 or (calls < 50 and time.perf_counter() - begun < 1):
+    while calls < 2 or (calls < 50 and time.perf_counter() - begun < seconds):
         call()
         wait(device)
         calls += 1

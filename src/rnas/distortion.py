@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rnas.attacks import PGD
-from rnas.console import Console
+from rnas.console import Advance, Console
 from rnas.data import Dataset, Split, load
 from rnas.data.dataset import white
 from rnas.errors import RnasError, unknown
@@ -69,7 +69,8 @@ def _distort(
         eps = settings.eps or data.eps_default
         attack = PGD(eps=eps, step=eps / 4, steps=settings.attack_steps, seed=settings.seed)
         console.say(f"distortion of {name}: {len(layers)} layers, {len(images)} images of {data.name} ...")
-        vulnerability, maps = _measure(net.to(device), layers, images, attack, settings)
+        with console.bar(f"distortion of {name}", len(images)) as advance:
+            vulnerability, maps = _measure(net.to(device), layers, images, attack, settings, advance)
         record = {
             "layers": list(layers),
             "vulnerability": list(vulnerability.values()),
@@ -201,7 +202,7 @@ def _folders(settings: Distortion) -> list[Path]:
 
 
 def _measure(
-    net: nn.Module, layers: dict[str, str], images: Split, attack: PGD, settings: Distortion
+    net: nn.Module, layers: dict[str, str], images: Split, attack: PGD, settings: Distortion, advance: Advance
 ) -> tuple[dict[str, float], dict[str, NDArray[Any]]]:
     """Each layer's vulnerability over all images, and feature maps of the first (see `_feature_maps`)."""
     device = next(net.parameters()).device
@@ -217,6 +218,7 @@ def _measure(
                 totals[name] += found[module] * len(y)
             if start == 0:
                 maps = _feature_maps(net, layers, x[:1], x_adv[:1], settings.channels_shown)
+            advance(len(y))
     return {name: total / len(images) for name, total in totals.items()}, maps
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from rnas.errors import RnasError, unknown
 from rnas.files import check_writable, write_bytes
+from rnas.wording import apart
 
 OURS = {".html", ".json", ".jsonl", ".npz", ".safetensors"}
 """What files of a run end in: none of them is what an exported network replaces."""
@@ -33,7 +34,7 @@ def export(
     (B,classes); normalisation is inside. It carries model.json's content and the class names: as ONNX metadata "model"
     and "classes", as TorchScript extra files "model.json" and "classes.json".
     It is written elsewhere, run on random images, and put at `out` only if it agrees with the network to 1e-4.
-    RnasError if it does not, for an unknown format and for missing packages; `out` then stays as it was.
+    RnasError if it does not, and as of `check_target`; `out` then stays as it was.
     """
     out = Path(out)
     check_target(fmt, out)
@@ -49,18 +50,24 @@ def export(
         with torch.no_grad():
             difference = float((load(temporary)(images) - network(images)).abs().max())
         if not difference <= TOLERANCE:  # which NaN is not either
+            found, most = apart(difference, TOLERANCE)
             raise RnasError(
-                f"the {fmt} file's logits differ from the network's by {difference:.2g}, more than {TOLERANCE:g}: "
-                f"{out} is not written"
+                f"the {fmt} file's logits differ from the network's by {found}, more than {most}: {out} is not written"
             )
         write_bytes(out, temporary.read_bytes())
     return difference
 
 
 def check_target(fmt: str, out: Path) -> None:
-    """RnasError unless there is a format `fmt`, and a new file `out` can be written."""
+    """RnasError for an unknown format, for packages that it needs and that are not installed, and for an `out` that
+    is a folder or a file of a run, or that may not be written."""
     if fmt not in FORMATS:
         raise unknown("format", fmt, FORMATS)
+    for name in NEEDED[fmt]:
+        try:
+            importlib.import_module(name)
+        except ImportError as e:
+            raise RnasError(f"export to ONNX needs the package {name}: pip install 'rnas[export]'") from e
     if out.is_dir():
         raise RnasError(f"{out} is a folder: expected the name of the file to write")
     if out.exists() and out.suffix in OURS:
@@ -69,8 +76,8 @@ def check_target(fmt: str, out: Path) -> None:
 
 
 def _write_onnx(network: nn.Module, example: Tensor, metadata: dict[str, Any], path: Path) -> None:
-    onnx = _import("onnx")
-    _import("onnxruntime")  # the check will need it: better known before the work is done
+    import onnx
+
     with _deprecated("You are using the legacy TorchScript-based ONNX export", "The feature will be removed"):
         # The newer exporter (dynamo=True) takes minutes for a deep cell network, this one seconds; the check that
         # follows makes sure of either.
@@ -90,7 +97,9 @@ def _write_onnx(network: nn.Module, example: Tensor, metadata: dict[str, Any], p
 
 
 def _load_onnx(path: Path) -> Callable[[Tensor], Tensor]:
-    session = _import("onnxruntime").InferenceSession(path, providers=["CPUExecutionProvider"])
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
 
 
@@ -115,13 +124,6 @@ def _deprecated(*messages: str) -> Iterator[None]:
         yield
 
 
-def _import(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as e:
-        raise RnasError(f"export to ONNX needs the package {name}: pip install 'rnas[export]'") from e
-
-
 # name -> (write(network, example images, metadata, path), load(path) -> images to logits)
 FORMATS: dict[
     str,
@@ -133,3 +135,6 @@ FORMATS: dict[
     "onnx": (_write_onnx, _load_onnx),
     "torchscript": (_write_torchscript, _load_torchscript),
 }
+
+NEEDED: dict[str, tuple[str, ...]] = {"onnx": ("onnx", "onnxruntime"), "torchscript": ()}
+"""The packages that each format needs besides those of a plain installation."""

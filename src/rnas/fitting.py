@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import os
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
@@ -11,17 +14,18 @@ from typing import Any
 
 import torch
 
-from rnas.budget import Budget, Changes, plan
+from rnas.budget import Budget, Changes, plan, work
 from rnas.console import Console
-from rnas.cost import Facts, Speed, evaluate_seconds, measure, search_seconds, train_seconds
+from rnas.cost import CPU_IMAGES, Facts, Speed, evaluate_seconds, measure, search_seconds, train_seconds
 from rnas.data import Dataset
 from rnas.errors import RnasError
 from rnas.files import read_json, write_json
 from rnas.nets import zoo
 from rnas.nets.derived import DerivedNetwork
 from rnas.nets.fast import FastSupernet
-from rnas.settings import Run
+from rnas.settings import Run, flags
 from rnas.steps import choose_device, choose_precision, forked, reseed
+from rnas.wording import roughly
 
 FITTED = "budget.json"
 """What was chosen, in the run's folder: timings differ from call to call, and a resumed run must stay the same run."""
@@ -36,12 +40,16 @@ ENOUGH_SEARCH_EPOCHS, ENOUGH_EPOCHS, ENOUGH_SEEN = 8, 20, 60_000
 """A larger network is chosen only if there is time for so many epochs, and so many training images seen."""
 ATTACKED = range(200, 1001)
 """Test images to attack."""
+FEWER_IMAGES = (1000, 500, 200, 100, 50, 20, 10)
+FEWER_STEPS = ((10, 4, 100), (5, 4, 100), (3, 2, 50), (2, 2, 20))
+"""Of runs that are shorter than makes sense: training images of each class; epochs of the training and of the search,
+and test images."""
+LONGER = 1.5
+"""Times the time that was asked for: what takes longer is not started unasked."""
 CLEARLY = 0.9
 """One thread must need less than this share of the time of all of them to be taken."""
 PROXY_SIDE = 32
 """The search sees larger images scaled to this many pixels a side, and a large image's network halves it at once."""
-CPU_IMAGES = 32
-"""Images to time with on a CPU; on a GPU, where a small batch takes as long as a large one, it is the whole batch."""
 
 
 @dataclass(frozen=True)
@@ -123,10 +131,18 @@ class Choice:
 
 
 def choose(settings: Run, data: Dataset, console: Console) -> Choice:
-    """What an earlier call chose for this run, if it did; else what fits now. RnasError if it cannot be read."""
+    """What an earlier call chose for this run, if it did; else what fits now.
+
+    RnasError if it cannot be read, and if the run would take much longer than was asked for: where somebody can be
+    asked, only if they do not want that; else unless `settings.yes`.
+    """
     path = settings.out / FITTED
     if not path.exists():
-        return fit(settings, data, console)
+        choice = fit(settings, data, console)
+        asked = 60 * (MINUTES if settings.minutes is None else settings.minutes)
+        if choice.seconds > LONGER * asked and not settings.yes:
+            _ask(settings, data, choice.seconds, asked, console)
+        return choice
     found = read_json(path)
     if not isinstance(found, dict) or found.keys() != {f.name for f in fields(Choice)}:
         raise RnasError(f"{path} is damaged: it holds no choice of a run's work; start in another --out")
@@ -137,6 +153,18 @@ def choose(settings: Run, data: Dataset, console: Console) -> Choice:
     return Choice(**found)
 
 
+def _ask(settings: Run, data: Dataset, needed: float, asked: float, console: Console) -> None:
+    """Ask whether to start a run of `needed` seconds in place of the `asked`; RnasError for no, with one that fits."""
+    smaller, seconds = _quickest(settings, data).smaller(asked)
+    command = shlex.join(["rnas", "run", *flags(smaller)])
+    told = (
+        f"the least that makes sense takes {roughly(needed)} on this machine, not {roughly(asked)}. "
+        f"Little can be expected of a shorter run; one that takes {roughly(seconds)}: {command}"
+    )
+    if not console.asks(f"{told}\nStart the long one all the same?"):
+        raise RnasError(f"{told}. --yes starts the long one")
+
+
 def keep(choice: Choice, out: Path) -> None:
     """Keep `choice` in the run's folder `out`, for calls that go on with the run."""
     if not (out / FITTED).exists():
@@ -145,15 +173,8 @@ def keep(choice: Choice, out: Path) -> None:
 
 def describe(choice: Choice, budget: Budget, minutes: float | None, kept: bool = False) -> str:
     """What was chosen, now or (`kept`) by an earlier call, for people: one line."""
-    space, search, train = budget.search.space, budget.search, budget.train
     about, asked = max(1, round(choice.seconds / 60)), MINUTES if minutes is None else minutes
-    images = "all training images" if choice.search_per_class is None else f"{choice.search_per_class} images a class"
-    at = "" if choice.search_side is None else f" at {choice.search_side} pixels"
-    text = (
-        f"search {search.epochs} epochs on {images}{at} "
-        f"({space.cells} cells, C = {space.channels}), train {train.epochs} epochs ({train.cells} cells, "
-        f"C = {train.channels}), attack {budget.evaluate.limit} test images"
-    )
+    text = work(budget)
     if choice.threads < torch.get_num_threads():
         text += (
             f"; on {choice.threads} of {torch.get_num_threads()} threads, which is quicker while others use the cores"
@@ -236,6 +257,7 @@ class _Fitter:
         self.settings, self.rung, self.threads = settings, rung, number
         self.eps = settings.eps or data.eps_default
         classes, counts = len(data.classes), torch.bincount(data.train.labels.cpu())
+        self.counts = counts.tolist()
         self.about = Facts(len(data.train), len(data.test), classes, data.image_size)
         # Every class comes in both halves of the search's images, and every half fills some batches.
         per_class = max(4, -(-max(rung.search_images, 4 * (settings.batch_size or 0)) // classes))
@@ -263,8 +285,7 @@ class _Fitter:
         left -= self._searching(self._choice(search_epochs=searched))
         trained = _most(epochs, lambda n: self._training(self._choice(train_epochs=n)) <= left)
         chosen = self._choice(searched, trained, attacked)
-        whole = self._searching(chosen) + self._training(chosen) + self._attacking(chosen)
-        return replace(chosen, seconds=round(whole))
+        return replace(chosen, seconds=round(self.whole(chosen)))
 
     def _choice(
         self,
@@ -288,6 +309,41 @@ class _Fitter:
             threads=self.threads,
             seconds=0,
         )
+
+    def smaller(self, seconds: float) -> tuple[Run, float]:
+        """Settings of a run that takes `seconds` at most, and how many: fewer images and epochs than make sense. Where
+        none is so short, the shortest, with the time for it."""
+        given = self.settings
+        most = given.source.limit_per_class or max(self.counts)
+        for per_class in (most, *(n for n in FEWER_IMAGES if n < most)):
+            for train_epochs, search_epochs, limit in FEWER_STEPS:
+                fitter = self._of(
+                    replace(
+                        given,
+                        source=given.source if per_class == most else replace(given.source, limit_per_class=per_class),
+                        search_epochs=min(given.search_epochs or search_epochs, search_epochs),
+                        train_epochs=min(given.train_epochs or train_epochs, train_epochs),
+                        limit=min(given.limit or limit, limit),
+                    )
+                )
+                whole = fitter.whole(fitter._choice())
+                if whole <= seconds:
+                    return fitter.settings, whole
+        return replace(fitter.settings, minutes=math.ceil(whole / 60)), whole
+
+    def _of(self, settings: Run) -> _Fitter:
+        """The same networks, timed already, for other `settings` of the same images."""
+        other = copy.copy(self)
+        other.settings = settings
+        most = settings.source.limit_per_class
+        counts = [n if most is None else min(n, most) for n in self.counts]
+        other.about = replace(self.about, train=sum(counts))
+        other.seen = replace(self.seen, train=sum(min(n, self.per_class or n) for n in counts))
+        return other
+
+    def whole(self, choice: Choice) -> float:
+        """Seconds of the whole run."""
+        return self._searching(choice) + self._training(choice) + self._attacking(choice)
 
     def enough(self, choice: Choice) -> bool:
         """Whether there is time for enough epochs to be worth this rung's larger networks."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from rnas import checkpoint, paper
 from rnas.attacks import PGD
 from rnas.attacks.checks import answer, missing_gradient
-from rnas.console import Console
+from rnas.console import Console, Stage
 from rnas.data import Dataset, Split, batches
 from rnas.data.dataset import white
 from rnas.errors import RnasError
@@ -46,11 +46,16 @@ from rnas.steps import (
     training_attack,
     weight_step,
 )
+from rnas.wording import roughly
 
 _WEIGHTS, _LOOP = range(2)  # streams of random numbers
 
 
-def train(settings: Train, console: Console | None = None) -> nn.Module:
+Announce = Callable[[Callable[[Train], nn.Module], Dataset], None]
+"""Called with what builds the network, and the images, when a new training is about to begin."""
+
+
+def train(settings: Train, console: Console | None = None, announce: Announce | None = None) -> nn.Module:
     """Train `settings.arch`; writes the run folder `settings.out` and returns the network, in eval mode.
 
     RnasError for bad input, before anything is written, and for a loss that is no longer finite.
@@ -69,11 +74,15 @@ def train(settings: Train, console: Console | None = None) -> nn.Module:
     searched, trained = _searched_on(Path(settings.arch)), identity(settings)["source"]["data"]
     if console is not None and searched not in (None, trained):
         console.say(f"note: {settings.arch} was searched on {searched}, and is now trained on {trained}")
+
+    def build(settings: Train) -> nn.Module:
+        sizes = {"cells": settings.cells, "channels": settings.channels}
+        if genotype is None:
+            return zoo.build(name, len(data.classes), **{**options, **sizes})
+        return zoo.build_genotype(genotype, len(data.classes), **{**options, **sizes})
+
     reseed(settings.seed, _WEIGHTS)
-    if genotype is None:
-        net = zoo.build(name, len(data.classes), **options)
-    else:
-        net = zoo.build_genotype(genotype, len(data.classes), **options)
+    net = build(settings)
     facts = {"genotype": genotype.to_json()} if genotype else {}
     device = _prepare(net, data, settings)
     meta = {
@@ -85,7 +94,12 @@ def train(settings: Train, console: Console | None = None) -> nn.Module:
         **_facts(net, data),
     }
     settings = replace(settings, arch=name)
-    _loop(net, data, settings, device, console, facts, lambda: save_model(settings.out, net, meta))
+
+    def begin() -> None:
+        if announce is not None:
+            announce(build, data)
+
+    _loop(net, data, settings, device, console, facts, begin, lambda: save_model(settings.out, net, meta))
     return net
 
 
@@ -181,7 +195,7 @@ def fit(
             "give package.module:function as its arch"
         )
 
-    _loop(net, data, settings, device, console, facts, finish)
+    _loop(net, data, settings, device, console, facts, lambda: None, finish)
 
 
 def _description(net: nn.Module, data: Dataset, settings: Train) -> dict[str, Any] | None:
@@ -253,10 +267,11 @@ def _loop(
     device: torch.device,
     console: Console | None,
     facts: dict[str, Any] | None,
+    begin: Callable[[], None],
     finish: Callable[[], None],
 ) -> None:
-    """Train `net`, which lies on `device`, and leave it in eval mode; then `finish`, while no other process may write
-    to the folder."""
+    """Train `net`, which lies on `device`, and leave it in eval mode. `begin` is called before the first epoch,
+    `finish` at the end, both while no other process may write to the folder."""
     console = console or Console(quiet=True)
     images = data.train.to(device)
     attack = None if settings.standard else training_attack(settings.perturbation, data)
@@ -266,19 +281,25 @@ def _loop(
     facts = {**fingerprint(data), "precision": precision.name, **(facts or {})}
     with Run.open(settings.out, settings, resume=settings.resume, device=hardware(device), facts=facts) as run:
         saved = checkpoint.load(run)
-        if saved is not None:
+        if saved is None:
+            begin()
+        else:
             state.restore(saved)
         run.rewind(state.epoch)
         if state.epoch == settings.epochs:
             console.say(f"the training in {run.folder} is finished: nothing is left to do")
         elif saved is not None:
             console.say(f"train: going on after epoch {state.epoch} of {settings.epochs}")
-        while state.epoch < settings.epochs:
-            state.epoch += 1
-            event = _epoch(state, images, settings, attack, device, precision, console)
-            run.log(**event)
-            state.save(run)
-            console.say(_line(event, settings.epochs))
+        started, first = time.perf_counter(), state.epoch
+        with console.stages(lines=False) as show:
+            while state.epoch < settings.epochs:
+                state.epoch += 1
+                event = _epoch(state, images, settings, attack, device, precision, show)
+                run.log(**event)
+                state.save(run)
+                each = (time.perf_counter() - started) / (state.epoch - first)
+                left = settings.epochs - state.epoch
+                console.say(_line(event, settings.epochs) + (f"; {roughly(each * left)} left" if left else ""))
         forget(net)
         net.eval()
         finish()
@@ -353,7 +374,7 @@ def _epoch(
     attack: PGD | None,
     device: torch.device,
     precision: Precision,
-    console: Console,
+    show: Stage,
 ) -> dict[str, Any]:
     """One pass over the training images. Returns the log's event."""
     started = time.perf_counter()
@@ -378,12 +399,12 @@ def _epoch(
         device=device,
         drop_last=True,
     )
-    with console.bar(f"train, epoch {epoch} of {settings.epochs}", steps) as advance:
-        for step, (x, y) in enumerate(drawn, 1):
-            loss, logits = weight_step(net, parameters, state.optimizer, attack, x, y, settings.clip, beta, precision)
-            check_finite(loss, "training", epoch, step)
-            running.add(loss, logits, y)
-            advance(1)
+    for step, (x, y) in enumerate(drawn, 1):
+        loss, logits = weight_step(net, parameters, state.optimizer, attack, x, y, settings.clip, beta, precision)
+        check_finite(loss, "training", epoch, step)
+        running.add(loss, logits, y)
+        what = f"train: epoch {epoch} of {settings.epochs}, step {step} of {steps}"
+        show(what, (epoch - 1) * steps + step, settings.epochs * steps)
     with torch.no_grad():  # what the last step made of the network, before it is saved
         check_finite(F.cross_entropy(net.eval()(x), y), "final", epoch, steps)
     seconds = time.perf_counter() - started

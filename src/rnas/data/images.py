@@ -86,7 +86,9 @@ def decode_all(root: Path, names: Sequence[str], size: Size | None) -> Iterator[
             yield np.stack(ready).transpose(0, 3, 1, 2)
     if failed:
         shown = ", ".join(failed[:10]) + (f" and {len(failed) - 10} more" if len(failed) > 10 else "")
-        raise RnasError(f"{len(failed)} of {len(names)} images in {root} cannot be read: {shown}; mend or remove them")
+        raise RnasError(
+            f"{len(failed)} of {len(names)} images in {root} cannot be read: {shown}; repair or remove them"
+        )
 
 
 def _check_size(shape: tuple[int, ...], before: tuple[int, ...] | None, name: str, first: str) -> None:

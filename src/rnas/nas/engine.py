@@ -35,6 +35,7 @@ from rnas.data.dataset import stratified
 from rnas.graphs import ALPHAS, WEIGHTS, Kind
 from rnas.nas.methods.base import Method
 from rnas.nas.objectives import ImageLoss, Weighted
+from rnas.nas.progress import Progress
 from rnas.nets.fast_kernels import arranged_for
 from rnas.nets.recompute import buffers_kept
 from rnas.nets.space import Input, Weights
@@ -119,6 +120,9 @@ class Engine:
         self.epoch = self.steps = 0
         self.run: Run | None = None
         """Where the search is written, once it is open."""
+        self.progress: Progress | None = None
+        self.doing = ""
+        """What the passes are made for now, for whoever watches."""
 
     def use(self, net: Supernet) -> None:
         """Work on `net` from now on, with new optimisers."""
@@ -148,13 +152,12 @@ class Engine:
         return self.images.iterations
 
     def train(self, n: int | None = None) -> Iterator[Batch]:
-        """The first `n` of an epoch's training batches, by default all; with a progress bar."""
+        """The first `n` of an epoch's training batches, by default all."""
         n = self.iterations if n is None else n
         drawn = self.images.batches(self.images.train, TRAIN, self.epoch)
-        with self.console.bar(f"search, epoch {self.epoch} of {self.settings.epochs}", n) as advance:
-            for _ in range(n):
-                yield next(drawn)
-                advance(1)
+        for step in range(1, n + 1):
+            self.doing = f"step {step} of {n}"
+            yield next(drawn)
 
     @property
     def monitored(self) -> list[Batch]:
@@ -186,7 +189,14 @@ class Engine:
 
     def adversarial(self, x: Tensor, y: Tensor, w: Weights | None = None) -> Tensor:
         """Adversarial images against the network in eval mode; a sampled one is attacked as it is then trained."""
-        return craft(self.attack, self.net, x, y, self.precision, self._weights(w).detach())
+        x_adv = craft(self.attack, self.net, x, y, self.precision, self._weights(w).detach())
+        self.moved(self.attack.steps)
+        return x_adv
+
+    def moved(self, passes: float) -> None:
+        """Let whoever watches know of so many passes of a batch."""
+        if self.progress is not None:
+            self.progress.moved(self.doing, passes)
 
     def slope(
         self,
@@ -201,6 +211,7 @@ class Engine:
         parameters = list(parameters)
         self.net.train(train)
         self.steps += 1
+        self.moved(1)
         with only(parameters, self.net):
             loss, told = differentiated(kind, objective, self.net, inputs, parameters)
         self.net.train()
@@ -333,6 +344,7 @@ class Engine:
         """
         attack = replace(self.attack, seed=self.settings.seed)
         w = self._weights(w).detach()
+        self.doing = "measuring"
         vulnerability = self.method.vulnerability()
         clean, adversarial = Running(self.device), Running(self.device)
         total, count = torch.zeros((), device=self.device), 0
@@ -346,6 +358,7 @@ class Engine:
                 self.net.train()
                 total += vulnerability(self.net, x, x_adv, w)[0] * len(y)
             count += len(y)
+            self.moved((attack.steps + 2) * len(y) / self.settings.batch_size)
         return Measured(clean.loss, clean.accuracy, adversarial.loss, adversarial.accuracy, float(total) / count)
 
     # --- a phase without gradients

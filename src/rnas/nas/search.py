@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from rnas.graphs import forget
 from rnas.nas.engine import WEIGHTS_DRAWN, Engine, Halves, Measured
 from rnas.nas.methods import load
 from rnas.nas.methods.base import Method
+from rnas.nas.progress import Progress
 from rnas.nets.derived import check_image_size
 from rnas.nets.fast import FastSupernet
 from rnas.nets.space import Shape, Weights
@@ -121,11 +123,16 @@ def check_weights(weights: Weights, shape: Shape, method: str) -> None:
 
 
 @full_precision()
-def search(settings: Search, console: Console | None = None, method: type[Method] | None = None) -> Architecture:
+def search(
+    settings: Search,
+    console: Console | None = None,
+    method: type[Method] | None = None,
+    announce: Callable[[Dataset], None] = lambda data: None,
+) -> Architecture:
     """Search an architecture; writes the run folder `settings.out` and returns what it found.
 
-    The method is the one that the settings name, or `method`. RnasError for bad input, before anything is written, and
-    for a loss that is no longer finite.
+    The method is the one that the settings name, or `method`; `announce` is called with the images when a new search is
+    about to begin. RnasError for bad input, before anything is written, and for a loss that is no longer finite.
     """
     console = console or Console(quiet=True)
     settings, method, of_method = _chosen(settings, method)
@@ -140,14 +147,15 @@ def search(settings: Search, console: Console | None = None, method: type[Method
     facts = {**fingerprint(data), **of_method, "precision": engine.precision.name}
     with Run.open(settings.out, settings, resume=settings.resume, device=hardware(device), facts=facts) as run:
         engine.run = run
-        return _search(state, run, console)
+        return _search(state, run, console, announce)
 
 
-def _search(state: State, run: Run, console: Console) -> Architecture:
+def _search(state: State, run: Run, console: Console, announce: Callable[[Dataset], None]) -> Architecture:
     """What is not done yet of `run`."""
     engine, settings = state.engine, state.engine.settings
     saved = checkpoint.load(run)
     if saved is None:
+        announce(state.data)
         state.remember()
         engine.method.start(engine)
     else:
@@ -157,20 +165,33 @@ def _search(state: State, run: Run, console: Console) -> Architecture:
         console.say(f"the search in {run.folder} is finished: nothing is left to do")
     elif saved is not None:
         console.say(f"search: going on after epoch {state.epoch} of {settings.epochs}")
-    while state.epoch < settings.epochs:
-        state.epoch += 1
-        state.build(engine.method.shape(state.epoch), state.epoch)
-        event = _epoch(state)
-        state.remember()
-        run.log(**event)
-        state.save(run)
-        console.say(_line(event, settings.epochs) + engine.method.told(event) + f", {event['seconds']:.1f} s")
+    with console.stages(lines=False) as show:
+        engine.progress = progress = Progress(_passes(engine), state.epoch, show)
+        while state.epoch < settings.epochs:
+            state.epoch += 1
+            state.build(engine.method.shape(state.epoch), state.epoch)
+            progress.begin(state.epoch)
+            event = _epoch(state)
+            state.remember()
+            run.log(**event)
+            state.save(run)
+            line = _line(event, settings.epochs) + engine.method.told(event)
+            console.say(f"{line}, {event['seconds']:.1f} s{progress.left()}")
     _warn(run, engine.method, console)
     architecture = engine.method.choose(engine)
     forget(engine.net)
     _save_arrays(run.folder, settings, state)
     write_text(run.folder / GENOTYPE, json.dumps(architecture.to_json()) + "\n")
     return architecture
+
+
+def _passes(engine: Engine) -> Iterator[float]:
+    """Passes of a batch in each epoch, those of its measurements included."""
+    settings, attacking = engine.settings, engine.attack.steps
+    watching = 2 * settings.monitor / settings.batch_size * (attacking + 2)
+    for epoch in range(1, settings.epochs + 1):
+        cost = engine.method.cost(settings, epoch, engine.iterations)
+        yield cost.attacks * attacking + cost.passes + watching
 
 
 def _chosen(settings: Search, method: type[Method] | None) -> tuple[Search, type[Method], dict[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -128,21 +129,22 @@ def _row(published: paper.Published, image_size: int, classes: int) -> dict[str,
     }
 
 
-def table_text(rows: list[dict[str, Any]], *, markdown: bool = False) -> str:
-    """The rows of `zoo_table` for people: aligned columns, or a Markdown table."""
+def table_text(rows: list[dict[str, Any]], *, markdown: bool = False, width: int = 80) -> str:
+    """The rows of `zoo_table` for people: a Markdown table, or aligned columns of `width` characters at most, where the
+    sources stand below their rows."""
     header = ["Name", "Year", "Kind", "Parameters", "MACs (M)", "Paper (M)", "Source"]
     cells = [header, *map(_cells, rows)]
     if markdown:
         cells.insert(1, ["-", "-", "-", "-:", "-:", "-:", "-"])
         return "\n".join(f"| {' | '.join(line)} |" for line in cells)
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    widths = [max(map(len, column)) for column in zip(*(line[:-1] for line in cells), strict=True)]
     right = (3, 4, 5)
-    return "\n".join(
-        "  ".join(
-            c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in cells
-    )
+    text = []
+    for *line, source in cells:
+        aligned = (c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
+        text.append("  ".join(aligned).rstrip())
+        text.append(textwrap.indent(textwrap.fill(source, width - 4, break_on_hyphens=False), "    "))
+    return "\n".join(text)
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

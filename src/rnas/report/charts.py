@@ -35,15 +35,15 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f}\u202f%"
 
 
-def short(value: float) -> str:
-    """About three figures, as people write them: 0.123, 12.3, 1.2·10⁻⁴."""
+def short(value: float, digits: int = 3) -> str:
+    """About three figures, or `digits`, as people write them: 0.123, 12.3, 1.2·10⁻⁴."""
     if value == 0:
         return "0"
     if 1e-3 <= abs(value) < 1e5:
-        return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}".replace(",", "\u202f")
-    mantissa, exponent = f"{value:.1e}".split("e")
+        return f"{value:.{digits}g}" if abs(value) < 1000 else f"{value:,.{digits - 3}f}".replace(",", "\u202f")
+    mantissa, exponent = f"{value:.{digits - 2}e}".split("e")
     power = f"10{str(int(exponent)).translate(RAISED)}"
-    return power if mantissa == "1.0" else f"{mantissa.removesuffix('.0')}·{power}"
+    return power if float(mantissa) == 1 else f"{mantissa.removesuffix('.0')}·{power}"
 
 
 def ticks(low: float, high: float, about: int = 4) -> list[float]:
@@ -207,9 +207,11 @@ def dot_chart(
     width: float = WIDTH,
     join: bool = False,
     values: bool = False,
+    unit: str = "",
 ) -> Drawing:
     """Named rows of dots, from one end of `span` to the other (by default, what the dots need). Dots of one row stand
-    below each other, or with `join` on one line, joined. `values` writes the value of every dot at the right."""
+    below each other, or with `join` on one line, joined. `values` writes the value of every dot at the right,
+    `unit` what they are measured in below the axis."""
     left = 10 + min(max((text_width(name, 12) for name, _ in rows), default=0.0), 0.42 * width)
     right = width - (28 + text_width("100.0 %", 12) if values else 16)
     marks = [mark for _, row in rows for mark in row if mark]
@@ -236,6 +238,9 @@ def dot_chart(
                 if values:
                     out.shapes.append(Text(width - 8, at + 4, form(mark.value), 12, mark.role, "end"))
         y += height
+    if unit:
+        out.height += 16
+        out.shapes.append(Text(width - 8, out.height - 6, unit, 11, "soft", "end"))
     return out
 
 

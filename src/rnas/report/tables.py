@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rnas import paper
-from rnas.report.charts import percent, short
-from rnas.report.compare import Comparison, verdict
+from rnas.report.charts import percent
+from rnas.report.compare import Comparison, p_value, points, verdict
 from rnas.report.html import Html, el
 from rnas.report.read import NetworkPart, Part
-from rnas.report.words import PAPER_TABLES, attack_name, count, duration, threat, training
+from rnas.report.words import PAPER_TABLES, attack_name, count, threat, training
 from rnas.runs import Record
+from rnas.wording import duration
 
 NO_VALUE = "–"
 
@@ -80,23 +81,19 @@ def paper_row(part: NetworkPart) -> dict[str, float | str | None]:
     return {key.removeprefix(prefix): value for key, value in row.items() if key.startswith(prefix) or key == "model"}
 
 
-def results_table(networks: Sequence[NetworkPart]) -> Html:
-    """Networks by attacks: accuracy, its interval, the seconds, and the paper's figure where it has one."""
+def results_table(networks: Sequence[NetworkPart], best: Mapping[str, str]) -> Html:
+    """Networks by attacks: accuracy, its interval, the seconds, and the paper's figure where it has one. `best` names
+    for an attack the network that a paired test shows to be better than all others."""
     attacks = attacks_of(networks)
     columns = ["clean", *attacks, *(["union"] if any(entry(p, "union") for p in networks) else [])]
     alike = same_test(networks)
-    ranked = {c for c in columns if len(networks) > 1 and (comparable(networks) if c == "union" else alike)}
-    best = {c: max((entry(p, c).get("accuracy") or 0.0) for p in networks) for c in ranked}
     rows = []
     for part in networks:
         published = paper_row(part)
         evaluation = part.evaluation or {}
         parameters = part.model.get("parameters")
         known = parameters if isinstance(parameters, int) else None
-        cells = [
-            _result(entry(part, c), published.get(c), c in best and entry(part, c).get("accuracy") == best[c])
-            for c in columns
-        ]
+        cells = [_result(entry(part, c), published.get(c), best.get(c) == part.name) for c in columns]
         n = evaluation.get("n")
         what = _what(part) + ("" if alike else f" · {evaluation.get('dataset', 'images')} · {threat(evaluation)}")
         rows.append(
@@ -114,6 +111,8 @@ def results_table(networks: Sequence[NetworkPart]) -> Html:
         if any("seconds" in entry(p, a) for p in networks for a in attacks)
         else "."
     )
+    if best:
+        caption += " Bold: better than every other network here, by the paired test."
     if "union" in columns:
         caption += " Union: images that withstand every attack here."
     table = el(
@@ -184,19 +183,21 @@ def comparison_table(rows: Sequence[Comparison]) -> Html:
             "tr",
             *([] if one else [el("th", f"{r.a} − {r.b}", scope="row")]),
             el("th" if one else "td", attack_name(r.attack), class_="text", scope="row" if one else None),
-            el("td", f"{100 * r.difference:+.1f}".replace("-", "−"), data_value=r.difference),
-            el("td", _signed_interval(r.interval), data_value=r.interval[0]),
+            el("td", difference, data_value=r.difference),
+            el("td", interval, data_value=r.interval[0]),
             el("td", str(r.only_a), data_value=r.only_a),
             el("td", str(r.only_b), data_value=r.only_b),
-            el("td", f"{r.p_holm:.3f}" if r.p_holm >= 0.001 else short(r.p_holm), data_value=r.p_holm),
+            el("td", p_value(r.p_holm), data_value=r.p_holm),
             el("td", verdict(r), class_="text"),
         )
         for r in rows
+        for difference, interval in [points(r)]
     ]
     caption = (
         "Difference in percentage points with its 95 % interval for paired proportions (adjusted Wald, Bonett and "
         "Price 2012); images that only one of the two classifies correctly; p of McNemar's exact test, corrected for "
-        "all rows (Holm)."
+        f"all {len(rows)} rows together (Holm). An interval stands for its row alone: it can leave out 0 where the "
+        "corrected test shows no difference."
     )
     if one:
         caption = f"{rows[0].a} minus {rows[0].b}. {caption}"
@@ -204,10 +205,6 @@ def comparison_table(rows: Sequence[Comparison]) -> Html:
     head = _head(*names, text=(0, len(names) - 1) if one else (0, 1, 7))
     table = el("table", el("caption", caption), head, el("tbody", *body), data_sortable=True)
     return _card(table, "Paired comparisons")
-
-
-def _signed_interval(interval: tuple[float, float]) -> str:
-    return f"{100 * interval[0]:+.1f} to {100 * interval[1]:+.1f}".replace("-", "−")
 
 
 def record_table(parts: Sequence[Part], field: str, label: str) -> Html:
