@@ -11,10 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from rnas import graphs
 from rnas.errors import RnasError
 from rnas.frozen import frozen
 from rnas.genotype import OPERATIONS
 from rnas.nets.fast import FastSupernet
+from rnas.nets.fast_cpu import OnCpu
+from rnas.nets.fast_kernels import channel_sum, depthwise, packed, packed_weight, pointwise, shuffled_together, unpacked
 from rnas.nets.space import CellWeights, Mask, Shape, Weights
 from rnas.nets.supernet import MixedOperation, Supernet, SupernetCell, shuffled
 from rnas.settings import SearchSpace
@@ -71,9 +74,9 @@ def everything(net: Supernet, x: Tensor, weights: Weights) -> list[Tensor]:
     return [*(o.detach() for o in outputs), *(b.clone() for b in net.buffers()), *gradients]
 
 
-def assert_same(shape: Shape, weights: Weights, train: bool, save_memory: bool = False) -> list[Tensor]:
+def assert_same(shape: Shape, weights: Weights, train: bool, save_memory: bool = False, batch: int = 4) -> list[Tensor]:
     """That the fast supernet is the plain one; what that computes."""
-    x = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    x = torch.rand(batch, 3, 8, 8, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     plain, fast = pair(shape)
     fast.save_memory(save_memory)
     expected, got = (everything(net.train(train), x, weights) for net in (plain, fast))
@@ -97,6 +100,7 @@ def assert_same(shape: Shape, weights: Weights, train: bool, save_memory: bool =
     hard=st.booleans(),
     live=st.booleans(),
     train=st.booleans(),
+    batch=st.integers(2, 5),
     as_on_gpu=st.booleans(),
 )
 def test_any_shape_and_weights(
@@ -108,6 +112,7 @@ def test_any_shape_and_weights(
     hard: bool,
     live: bool,
     train: bool,
+    batch: int,
     as_on_gpu: bool,
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -118,7 +123,7 @@ def test_any_shape_and_weights(
     with pytest.MonkeyPatch.context() as monkeypatch:
         if as_on_gpu:
             monkeypatch.setattr("rnas.nets.fast.on_cpu", lambda x: False)
-        assert_same(shape, weights, train)
+        assert_same(shape, weights, train, batch=batch)
 
 
 @in_both_forms
@@ -184,6 +189,38 @@ def test_a_channel_shuffle_by_hand() -> None:
     """Channel g·C/K + j becomes j·K + g: of 8 channels and K = 4 the order is 0 2 4 6 1 3 5 7."""
     x = torch.arange(8.0).view(1, 8, 1, 1)
     assert shuffled(x, 4).flatten().tolist() == [0, 2, 4, 6, 1, 3, 5, 7]
+    assert shuffled_together(x[:, :2], x[:, 2:]).flatten().tolist() == [0, 2, 4, 6, 1, 3, 5, 7]
+
+
+@pytest.mark.parametrize(("images", "pack"), [(4, 4), (6, 4), (1, 2), (3, 1)])
+def test_packed_images(images: int, pack: int) -> None:
+    """Side by side in the channels: what is computed of them is computed of each."""
+    x = torch.randn(images, 3, 4, 6)
+    wide = packed(x, pack)
+    assert wide.shape == (-(-images // pack), 3 * pack, 4, 6)
+    assert torch.equal(unpacked(wide, pack, images), x)
+    kernel, weight = torch.randn(3, 1, 3, 3), torch.randn(2, 3)
+    seen = unpacked(depthwise(wide, packed_weight(kernel, pack), 1, 1), pack, images)
+    assert torch.allclose(seen, depthwise(x, kernel, 1, 1), atol=1e-6)
+    seen = unpacked(pointwise(wide, packed_weight(weight, pack)), pack, images)
+    assert torch.allclose(seen, pointwise(x, weight), atol=1e-6)
+    assert torch.allclose(channel_sum(wide, pack), channel_sum(x).repeat(pack), atol=1e-5)
+
+
+def test_a_network_is_told_that_it_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In train mode Triton's kernels pay in a recording alone; who records says so, and takes it back."""
+    told = []
+    monkeypatch.setattr(
+        "rnas.nets.fast.backend_for", lambda x, train=False, recorded=False: told.append(recorded) or OnCpu()
+    )
+    shape = Shape(replace(SPACE, operations=FEW))
+    weights, (_, fast) = drawn_weights(shape, torch.Generator()), pair(shape)
+    assert isinstance(fast, graphs.TellsRecorded)
+    x = torch.rand(2, 3, 8, 8, dtype=torch.float64)
+    with fast.recorded():
+        fast(x, weights)
+    fast(x, weights)
+    assert told == [True] * SPACE.cells + [False] * SPACE.cells
 
 
 @pytest.mark.parametrize("reduction", [False, True])

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rnas.nets.fast_cpu import OnCpu
 from rnas.nets.fast_gpu import OnGpu
-from rnas.nets.fast_kernels import arrange
+from rnas.nets.fast_kernels import arrange, shuffled_together
 from rnas.nets.fast_nodes import (
     Backend,
     CellPlan,
@@ -115,14 +115,14 @@ class FastCell(SupernetCell):
         incoming: dict[int, Tensor] = {}
         for number, source in enumerate(plan.sources):
             if number >= 2:
-                states.append(self._node(number - 2, states, others, incoming, weights))
+                states.append(self._node(number - 2, states, others, incoming, rule, weights))
             x = states[number]
             if self.part > 1:
-                others.append(self.passing_by(number, x))
-                x = arrange(x[:, : self.mixed]) if on_cpu(x) else x[:, : self.mixed]
+                others.append(self.passing_by(number, x).contiguous(memory_format=torch.channels_last))
+                x = rule.mixed(x)
             if source.edges:
                 incoming.update(zip(source.rows, rule.outgoing(x, source), strict=True))
-        states.append(self._node(self.nodes - 1, states, others, incoming, weights))
+        states.append(self._node(self.nodes - 1, states, others, incoming, rule, weights))
         return torch.cat(states[2:], dim=1)
 
     def _node(
@@ -131,28 +131,29 @@ class FastCell(SupernetCell):
         states: Sequence[Tensor],
         others: Sequence[Tensor],
         incoming: dict[int, Tensor],
+        rule: Rule,
         weights: CellWeights,
     ) -> Tensor:
         """Node `number`, from what its edges brought, by row, and what passed by them; zeros where there is nothing."""
         rows = range(_first_row(number), _first_row(number + 1))
-        brought = [incoming[row] for row in rows if row in incoming]
-        if not brought:
+        terms = [incoming[row] for row in rows if row in incoming]
+        if terms:
+            brought = total(terms) if self.part == 1 else rule.brought(total(terms), len(states[0]))
+        else:
             stride = 2 if self.reduction else 1
-            brought = [torch.zeros_like(states[0][:, : self.mixed, ::stride, ::stride])]
+            brought = torch.zeros_like(states[0][:, : self.mixed, ::stride, ::stride])
         if self.part == 1:
-            return total(brought)
+            return brought
         assert weights.bypass is not None, "part channels want the weights of the others"
-        passed = weighted(weights.bypass[rows.start : rows.stop], others)
-        return shuffled(torch.cat([total(brought), passed], dim=1), self.part)
+        passed = total(w * x for w, x in zip(weights.bypass[rows.start : rows.stop], others, strict=True))
+        if on_cpu(passed):
+            return shuffled_together(brought, passed)
+        return shuffled(torch.cat([brought, passed], dim=1), self.part)
 
 
 def _first_row(node: int) -> int:
     """Of the weights: node i has i + 2 incoming edges, which follow those of the nodes before it."""
     return node * (node + 3) // 2
-
-
-def weighted(weights: Tensor, terms: Sequence[Tensor]) -> Tensor:
-    return total(w * x for w, x in zip(weights, terms, strict=True))
 
 
 class FastSupernet(Supernet):

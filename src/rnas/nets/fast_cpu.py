@@ -6,6 +6,7 @@ directions (`fast_kernels`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rnas.nets.fast_functions import mix, mix_folded, normalize
-from rnas.nets.fast_kernels import avg_pool
+from rnas.nets.fast_kernels import avg_pool, packed, packed_weight, unpacked
 from rnas.nets.fast_nodes import (
     Backend,
     CellPlan,
@@ -29,12 +30,31 @@ from rnas.ops import FactorizedReduce
 from rnas.precision import pass_dtype
 
 
-def _tensors(operation: ConvOperation) -> list[Tensor]:
+def _tensors(operation: ConvOperation, pack: int = 1) -> list[Tensor]:
     """Kernels and 1x1 weights, as `Convolution` lists them."""
     if isinstance(operation.module, FactorizedReduce):
         even, odd = (conv.weight.flatten(1) for conv in operation.convs)
-        return [torch.block_diag(even, odd)]  # type: ignore[no-untyped-call]
-    return [conv.weight.flatten(1) if is_pointwise(conv) else conv.weight for conv in operation.convs]
+        tensors = [torch.block_diag(even, odd)]  # type: ignore[no-untyped-call]
+    else:
+        tensors = [conv.weight.flatten(1) if is_pointwise(conv) else conv.weight for conv in operation.convs]
+    return _packed(operation, tensors, pack)
+
+
+def _packed(operation: ConvOperation, tensors: list[Tensor], pack: int) -> list[Tensor]:
+    """What they are for packed images."""
+    if pack == 1:
+        return tensors
+    return [packed_weight(t, pack, parts=2 if operation.shape.kind == "reduce" else 1) for t in tensors]
+
+
+REGISTER = 16
+"""How many float32 a processor's vectors take, at most."""
+
+
+def _pack(plan: CellPlan) -> int:
+    """How many images to have side by side. Only where part of the channels goes through the operations: these few are
+    copied anyway."""
+    return 1 if plan.mixes_all() else max(1, REGISTER // plan.channels)
 
 
 def _folded(operation: ConvOperation, alpha: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
@@ -62,35 +82,45 @@ def _pools(source: Source, x: Tensor) -> list[Tensor]:
 class BatchStatistics(TrainRule):
     """BN as in train mode."""
 
-    def __init__(self, weights: Tensor, kept: dict[int, Tensor]):
+    def __init__(self, plan: CellPlan, weights: Tensor, kept: dict[int, Tensor]):
         self.rows, self.kept = weights.unbind(), kept
+        self._channels, self._wanted = plan.channels, _pack(plan)
         self._seen: list[tuple[nn.BatchNorm2d, Tensor, Tensor, float]] = []
 
     def _see(self, bns: Sequence[nn.BatchNorm2d], statistics: Sequence[tuple[Tensor, Tensor]], out: Tensor) -> None:
-        n = out.numel() // out.shape[1]
-        self._seen += [(bn, mean, var, n / (n - 1)) for bn, (mean, var) in zip(bns, statistics, strict=True)]
+        for bn, (mean, var) in zip(bns, statistics, strict=True):
+            c = bn.num_features  # of packed images the statistics are the same
+            n = out.numel() // c
+            self._seen.append((bn, mean[:c], var[:c], n / (n - 1)))
 
     def preprocessed(self, x: Tensor, operation: ConvOperation) -> Tensor:
         (out,), statistics = mix(operation.alone, x.new_ones(1, 1), [x], _tensors(operation), operation.bns[0].eps)
         self._see(operation.bns, statistics, out)
         return out
 
+    def mixed(self, x: Tensor) -> Tensor:
+        return packed(x[:, : self._channels], math.gcd(self._wanted, len(x)))  # BN must not see images of zeros
+
+    def brought(self, x: Tensor, images: int) -> Tensor:
+        return unpacked(x, x.shape[1] // self._channels, images)
+
     def outgoing(self, x: Tensor, source: Source) -> Sequence[Tensor]:
+        pack = x.shape[1] // self._channels
         nodes = [x]
         for pool, bns in zip(_pools(source, x), source.pool_bns, strict=True):
-            out, mean, var = normalize(pool, bns[0].eps)
+            out, mean, var = normalize(pool, bns[0].eps, pack)
             self._see(bns, [(mean, var)] * len(bns), out)
             nodes.append(out)
         plan = source.plan
         if self.kept:
             plan = source.dropping_plan
-            nodes += [x * self.kept[row] for row in source.skipping]
+            nodes += [x * packed(self.kept[row], pack) for row in source.skipping]
         operations = [o for edge in source.operations for o in edge]
-        tensors = [t for o in operations for t in _tensors(o)]
+        tensors = [t for o in operations for t in _tensors(o, pack)]
         bns = [bn for o in operations for bn in o.bns]
         eps = bns[0].eps if bns else 0.0
         weights = torch.stack([self.rows[row] for row in source.rows])
-        outputs, statistics = mix(plan, weights, nodes, tensors, eps)
+        outputs, statistics = mix(plan, weights, nodes, tensors, eps, pack)
         self._see(bns, statistics, outputs[0])
         return outputs
 
@@ -104,12 +134,21 @@ class Folded(Rule):
     def __init__(self, plan: CellPlan, weights: Tensor):
         alpha = [row.unbind() for row in weights.unbind()]
         dtype = pass_dtype(weights)  # once for all the passes of an attack
+        self._channels, self._pack = plan.channels, _pack(plan)
         self._inputs = {id(o): _converted(*_folded(o), dtype) for o in plan.inputs}
-        self._sources = {id(s): _folded_source(s, [alpha[row] for row in s.rows], dtype) for s in plan.sources}
+        self._sources = {
+            id(s): _folded_source(s, [alpha[row] for row in s.rows], dtype, self._pack) for s in plan.sources
+        }
 
     def preprocessed(self, x: Tensor, operation: ConvOperation) -> Tensor:
         tensors, bias = self._inputs[id(operation)]
         return mix_folded(operation.alone, [x], [bias], tensors)[0]
+
+    def mixed(self, x: Tensor) -> Tensor:
+        return packed(x[:, : self._channels], self._pack)
+
+    def brought(self, x: Tensor, images: int) -> Tensor:
+        return unpacked(x, self._pack, images)
 
     def outgoing(self, x: Tensor, source: Source) -> Sequence[Tensor]:
         return mix_folded(source.plan, [x, *_pools(source, x)], *self._sources[id(source)])
@@ -120,7 +159,7 @@ def _converted(tensors: list[Tensor], bias: Tensor, dtype: torch.dtype) -> tuple
 
 
 def _folded_source(
-    source: Source, alpha: Sequence[Sequence[Tensor]], dtype: torch.dtype
+    source: Source, alpha: Sequence[Sequence[Tensor]], dtype: torch.dtype, pack: int
 ) -> tuple[list[Tensor], list[Tensor]]:
     """The affine constants and the tensors of `mix_folded`; `alpha`: the row of each edge."""
     affine: list[Tensor] = []
@@ -130,15 +169,15 @@ def _folded_source(
         scales = []
         for column, operation in edge.convolutions.items():
             own, shift = _folded(operation, row[column])
-            tensors += own
+            tensors += _packed(operation, own, pack)
             bias = bias + shift
         if edge.skip is not None:
             scales.append(row[edge.skip].view(1, 1, 1))
         for column, bn in edge.pools.items():
             scale, shift = scale_and_shift(bn)
-            scales.append((scale * row[column]).view(-1, 1, 1))
+            scales.append((scale * row[column]).repeat(pack).view(-1, 1, 1))
             bias = bias + shift * row[column]
-        affine += [bias.to(dtype), *scales]
+        affine += [bias.to(dtype).repeat(pack), *scales]
     return affine, [t.to(dtype) for t in tensors]
 
 
@@ -146,7 +185,7 @@ class OnCpu(Backend):
     """The fast supernet on a CPU."""
 
     def on_batch_statistics(self, plan: CellPlan, weights: Tensor, kept: dict[int, Tensor]) -> TrainRule:
-        return BatchStatistics(weights, kept)
+        return BatchStatistics(plan, weights, kept)
 
     def folded(self, plan: CellPlan, weights: Tensor) -> Rule:
         return Folded(plan, weights)

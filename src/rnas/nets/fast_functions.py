@@ -97,36 +97,38 @@ def _where_positive(grad: Tensor, x: Tensor) -> Tensor:
     return result
 
 
-def _normalize_backward(grad: Tensor, z: Tensor, inverse_std: Tensor) -> Tensor:
+def _normalize_backward(grad: Tensor, z: Tensor, inverse_std: Tensor, pack: int) -> Tensor:
     """The gradient through BN with batch statistics, for what was centered to `z`.
 
     `grad`: the gradient for the result `z * inverse_std`, times `inverse_std`; used up.
     """
-    n = grad.numel() // grad.shape[1]
-    along = channel_sum(grad * z) * inverse_std.square() / n
-    grad -= per_channel(channel_sum(grad) / n)
+    n = grad.numel() // grad.shape[1] * pack
+    along = channel_sum(grad * z, pack) * inverse_std.square() / n
+    grad -= per_channel(channel_sum(grad, pack) / n)
     return grad.addcmul_(z, per_channel(along), value=-1)
 
 
 class _Normalize(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-        x, mean, var = centered(x)
+    def forward(ctx: Any, x: Tensor, eps: float, pack: int) -> tuple[Tensor, Tensor, Tensor]:
+        x, mean, var = centered(x, pack)
         inverse_std = (var + eps).rsqrt()
         ctx.save_for_backward(x, inverse_std)
         ctx.mark_non_differentiable(mean, var)
+        ctx.pack = pack
         return scaled(x, per_channel(inverse_std)), mean, var
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _mean: Tensor, _var: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor, _mean: Tensor, _var: Tensor) -> tuple[Tensor, None, None]:
         x, inverse_std = ctx.saved_tensors
-        return _normalize_backward(scaled(arrange(grad), per_channel(inverse_std)), x, inverse_std), None
+        grad = scaled(arrange(grad), per_channel(inverse_std))
+        return _normalize_backward(grad, x, inverse_std, ctx.pack), None, None
 
 
-def normalize(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+def normalize(x: Tensor, eps: float, pack: int = 1) -> tuple[Tensor, Tensor, Tensor]:
     """BN with batch statistics: (B,C,H,W), and the statistics, mean and biased variance (C,)."""
-    return _applied(_Normalize, (), [x], (eps,))  # type: ignore[return-value]
+    return _applied(_Normalize, (), [x], (eps, pack))  # type: ignore[return-value]
 
 
 class _Passed:
@@ -148,11 +150,13 @@ def _plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
 
 class _Mix(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, plan: Plan, eps: float, count: int, weights: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, plan: Plan, eps: float, pack: int, count: int, weights: Tensor, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
         nodes, tensors = tensors[:count], _in_format_of(tensors[0], tensors[count:])
         heads = _Heads(nodes[0].relu())
         alpha = [row.unbind() for row in weights.unbind()]
-        for_weights = any(ctx.needs_input_grad[4 + count :])  # or else the inputs `h` of 1x1 convolutions are let go
+        for_weights = any(ctx.needs_input_grad[5 + count :])  # or else the inputs `h` of 1x1 convolutions are let go
         saved: list[Tensor] = []
         statistics: list[tuple[Tensor, Tensor]] = []
         outputs: list[Tensor] = []
@@ -161,12 +165,12 @@ class _Mix(torch.autograd.Function):
             for shape, column, own in zip(on_edge.shapes, on_edge.columns, edge, strict=True):
                 h = heads.output(shape, own[0])
                 if shape.kind == "separable":
-                    z, mean, var = pointwise_centered(h, own[1])
+                    z, mean, var = pointwise_centered(h, own[1], pack)
                     statistics.append((mean, var))
                     inverse_std = (var + eps).rsqrt()
                     saved += [z, inverse_std, h if for_weights else z]
                     h = depthwise(z.relu(), scaled(own[2], per_filter(inverse_std)), 1, 1)
-                z, mean, var = pointwise_centered(h, own[-1])
+                z, mean, var = pointwise_centered(h, own[-1], pack)
                 statistics.append((mean, var))
                 inverse_std = (var + eps).rsqrt()
                 saved += [z, inverse_std, h if for_weights else z]
@@ -176,7 +180,7 @@ class _Mix(torch.autograd.Function):
                 total = _add_scaled(total, nodes[which], row[column])
             outputs.append(cast(Tensor, total))
         ctx.save_for_backward(weights, heads.x, *nodes, *tensors, *saved)
-        ctx.plan, ctx.count, ctx.tensors = plan, count, len(tensors)
+        ctx.plan, ctx.pack, ctx.count, ctx.tensors = plan, pack, count, len(tensors)
         if not statistics:
             return tuple(outputs)
         mean, var = (torch.stack(s) for s in zip(*statistics, strict=True))
@@ -187,10 +191,11 @@ class _Mix(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         plan: Plan = ctx.plan
+        pack: int = ctx.pack
         weights, x, *rest = ctx.saved_tensors
         nodes, rest = rest[: ctx.count], rest[ctx.count :]
         tensors, saved = rest[: ctx.tensors], iter(rest[ctx.tensors :])
-        needs = ctx.needs_input_grad[4:]
+        needs = ctx.needs_input_grad[5:]
         heads = _Heads(x, needs[0])
         passed = _Passed(needs[: ctx.count])
         alpha = [row.unbind() for row in weights.unbind()]
@@ -200,16 +205,16 @@ class _Mix(torch.autograd.Function):
         edge_needs = groups(plan, needs[ctx.count :], folded=False)
         for i, (on_edge, edge) in enumerate(zip(plan, groups(plan, tensors, folded=False), strict=True)):
             grad = arrange(grads[i])
-            n = grad.numel() // grad.shape[1]
-            around_0 = shifted(grad, per_channel(channel_sum(grad) / n)) if edge else grad
+            n = grad.numel() // grad.shape[1] * pack
+            around_0 = shifted(grad, per_channel(channel_sum(grad, pack) / n)) if edge else grad
             for shape, column, own, needed in zip(on_edge.shapes, on_edge.columns, edge, edge_needs[i], strict=True):
                 if shape.kind == "separable":
                     z1, inverse_std1, h1 = islice(saved, 3)
                     kernel = scaled(own[2], per_filter(inverse_std1))
                 z, inverse_std, h = islice(saved, 3)
                 # α's gradient and BN's share their one reduction over pixels.
-                along = channel_sum(grad * z) * inverse_std
-                grad_alpha[i][column] = along.sum()
+                along = channel_sum(grad * z, pack) * inverse_std
+                grad_alpha[i][column] = along[: len(along) // pack].sum()
                 scale = alpha[i][column] * inverse_std
                 slope = per_channel(scale * inverse_std * along / n)
                 g = scaled(around_0, per_channel(scale)).addcmul_(z, slope, value=-1)
@@ -222,21 +227,21 @@ class _Mix(torch.autograd.Function):
                         of_kernel = depthwise_weight_grad(z1.relu(), kernel, g, 1, 1)
                         of_tensors[1] = of_kernel * per_filter(inverse_std1)
                     g = _where_positive(depthwise_input_grad(z1, kernel, g, 1, 1), z1)
-                    g = _normalize_backward(g, z1, inverse_std1)
+                    g = _normalize_backward(g, z1, inverse_std1, pack)
                     if needed[1]:
                         of_tensors[0] = pointwise_weight_grad(h1, g)
                     g = pointwise_input_grad(g, own[1])
                 grad_tensors += [heads.add(shape, own[0], g, needed[0]), *of_tensors][-len(own) :]
             for which, column in on_edge.passed:
                 passed.add(which, grad, alpha[i][column])
-                if ctx.needs_input_grad[3]:
+                if ctx.needs_input_grad[4]:
                     grad_alpha[i][column] = inner(grad, nodes[which])
         of_weights = None
-        if ctx.needs_input_grad[3]:
+        if ctx.needs_input_grad[4]:
             of_weights = torch.stack([torch.stack(row) for row in grad_alpha])
         of_heads = None if heads.grad is None else _where_positive(heads.grad, x)
         passed.grads[0] = _plus(passed.grads[0], of_heads)
-        return None, None, None, of_weights, *passed.grads, *grad_tensors
+        return None, None, None, None, of_weights, *passed.grads, *grad_tensors
 
 
 def _add_scaled(total: Tensor | None, x: Tensor, scale: Tensor) -> Tensor:
@@ -265,15 +270,16 @@ def _applied(
 
 
 def mix(
-    plan: Plan, weights: Tensor, nodes: Sequence[Tensor], tensors: Sequence[Tensor], eps: float
+    plan: Plan, weights: Tensor, nodes: Sequence[Tensor], tensors: Sequence[Tensor], eps: float, pack: int = 1
 ) -> tuple[list[Tensor], list[tuple[Tensor, Tensor]]]:
     """For each edge that leaves a node the weighted sum of its operations, BN with batch statistics. # Eq. 1
 
     `weights` (edges, operations), a row for each edge of the `plan`; `nodes`: the node (B,C,H,W) before its ReLU, its
     normalised pools, and what a dropout left of it; `tensors`: those of every convolution of every edge, one after the
-    other. Also the statistics of each BN in the same order: mean and biased variance, each (D,).
+    other. All of them may be for `packed` images. Also the statistics of each BN in the same order: mean and biased
+    variance, each (D,).
     """
-    out = _applied(_Mix, (plan, eps, len(nodes), weights), nodes, tensors)
+    out = _applied(_Mix, (plan, eps, pack, len(nodes), weights), nodes, tensors)
     statistics = list(zip(out[-2].unbind(), out[-1].unbind(), strict=True)) if len(out) > len(plan) else []
     return list(out[: len(plan)]), statistics
 

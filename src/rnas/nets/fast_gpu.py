@@ -184,7 +184,7 @@ class BatchStatistics(TrainRule):
         self._operations = {
             id(part): [(o, o.tensors(parts)) for o in of] for part, of in zip((*inputs, *sources), found, strict=True)
         }
-        self._kept = kept
+        self._kept, self._channels = kept, channels
         self._eps = inputs[0].bns[0].eps
         most = max(max(len(source.pool_names), len(source.edges)) for source in sources) if sources else 0
         self._ones = weights.new_ones(max(most * channels, inputs[0].bns[0].num_features))
@@ -194,6 +194,12 @@ class BatchStatistics(TrainRule):
     def preprocessed(self, x: Tensor, operation: ConvOperation) -> Tensor:
         ((stack, tensors),) = self._operations[id(operation)]
         return self._normalized(self.node(x, 1).product(stack.shape, tensors), _alone(stack.bns()[0]))
+
+    def mixed(self, x: Tensor) -> Tensor:
+        return x[:, : self._channels]
+
+    def brought(self, x: Tensor, images: int) -> Tensor:
+        return x
 
     def outgoing(self, x: Tensor, source: Source) -> Sequence[Tensor]:
         narrow, wide = self._alphas[id(source)]
@@ -352,7 +358,7 @@ class Folded(Rule):
 
     def __init__(self, plan: CellPlan, weights: Tensor):
         dtype = pass_dtype(weights)
-        inputs, channels = plan.inputs, plan.channels
+        inputs, self._channels = plan.inputs, plan.channels
         sources = [source for source in plan.sources if source.edges]
         entering = [StackedOperation(o.shape, (o,)) for o in inputs]
         leaving = [stacked(source) for source in sources]
@@ -362,7 +368,7 @@ class Folded(Rule):
         bns = scales_and_shifts([*(bns for o in operations for bns in o.bns()), *pool_bns])
         folded = [FoldedOperation(o, tensors, bns, dtype) for o in entering]
         self._inputs = {id(o): (f, f.bias.to(dtype)) for o, f in zip(inputs, folded, strict=True)}
-        wide = [broad for _, broad in alphas(weights, sources, channels)]
+        wide = [broad for _, broad in alphas(weights, sources, self._channels)]
         self._operations = {
             id(source): [FoldedOperation(o, tensors, bns, dtype, alpha[o.column], len(source.edges)) for o in of]
             for source, of, alpha in zip(sources, leaving, wide, strict=True)
@@ -394,6 +400,12 @@ class Folded(Rule):
     def preprocessed(self, x: Tensor, operation: ConvOperation) -> Tensor:
         folded, bias = self._inputs[id(operation)]
         return folded.add_to(None, Node(x, 1)) + bias
+
+    def mixed(self, x: Tensor) -> Tensor:
+        return x[:, : self._channels]
+
+    def brought(self, x: Tensor, images: int) -> Tensor:
+        return x
 
     def outgoing(self, x: Tensor, source: Source) -> Sequence[Tensor]:
         node, total = Node(x, len(source.edges)), None

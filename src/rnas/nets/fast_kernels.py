@@ -30,13 +30,13 @@ def pointwise_add(y: Tensor, x: Tensor, weight: Tensor) -> None:
     rows(y).addmm_(rows(x), weight.t())
 
 
-def pointwise_centered(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def pointwise_centered(x: Tensor, weight: Tensor, pack: int = 1) -> tuple[Tensor, Tensor, Tensor]:
     """`pointwise(x, weight)` less its mean over images and pixels; that mean and the (biased) variance, each (D,)."""
-    n = check_many(x)
-    of_x = channel_sum(x) / n
+    n = check_many(x, pack)
+    of_x = channel_sum(x, pack) / n
     mean = weight.to(of_x.dtype) @ of_x  # that of a linear map: so the product itself can subtract it
     z = pointwise(x, weight, -mean.to(x.dtype))
-    return z, mean, channel_sum_of_squares(z) / n
+    return z, mean, channel_sum_of_squares(z, pack) / n
 
 
 def pointwise_input_grad(grad: Tensor, weight: Tensor) -> Tensor:
@@ -131,21 +131,63 @@ def _backward(
     return result
 
 
-def channel_sum(x: Tensor) -> Tensor:
-    """The sum of `x` (B,C,H,W) over images and pixels: (C,), float32 or float64."""
+def channel_sum(x: Tensor, pack: int = 1) -> Tensor:
+    """The sum of `x` (B,C,H,W) over images and pixels: (C,), float32 or float64. Of `packed` images over these, too."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     if torch.get_num_threads() == 1:
-        return x.sum((0, 2, 3), dtype=dtype)
+        return over_pack(x.sum((0, 2, 3), dtype=dtype), pack)
     # Image by image first, or else each thread would fetch half of what the other has just computed.
-    return x.sum((2, 3), dtype=dtype).sum(0)
+    return over_pack(x.sum((2, 3), dtype=dtype).sum(0), pack)
 
 
-def channel_sum_of_squares(x: Tensor) -> Tensor:
+def channel_sum_of_squares(x: Tensor, pack: int = 1) -> Tensor:
     """`channel_sum` of `x` (B,C,H,W) squared; the squares are not rounded to bfloat16."""
     if x.dtype == torch.bfloat16:
         norm: Tensor = torch.linalg.vector_norm(x, dim=(0, 2, 3), dtype=torch.float32)
-        return norm.square()
-    return channel_sum(x * x)
+        return over_pack(norm.square(), pack)
+    return channel_sum(x * x, pack)
+
+
+def over_pack(v: Tensor, pack: int) -> Tensor:
+    """For each channel of packed images (pack·C,) the sum over those that are the same channel."""
+    return v if pack == 1 else v.view(pack, -1).sum(0).repeat(pack)
+
+
+def packed(x: Tensor, pack: int) -> Tensor:
+    """`x` (B,C,H,W) with `pack` images side by side in the channels: (⌈B/pack⌉,pack·C,H,W), the rest filled with zeros.
+
+    A processor's vectors take 16 channels in the time of 4, and so do its kernels for depthwise convolutions.
+    """
+    b, c, h, w = x.shape
+    if b % pack:
+        x = F.pad(x, (0, 0, 0, 0, 0, 0, 0, -b % pack))
+    x = x.permute(0, 2, 3, 1).view(-1, pack, h, w, c).transpose(1, 2).transpose(2, 3)
+    return x.reshape(-1, h, w, pack * c).permute(0, 3, 1, 2)
+
+
+def unpacked(x: Tensor, pack: int, images: int) -> Tensor:
+    """The `images` (B,C,H,W) that `packed` made `x` of."""
+    b, c, h, w = x.shape
+    x = x.permute(0, 2, 3, 1).reshape(b, h, w, pack, c // pack).permute(0, 3, 1, 2, 4)
+    return x.reshape(b * pack, h, w, c // pack).permute(0, 3, 1, 2)[:images]
+
+
+def shuffled_together(first: Tensor, others: Tensor) -> Tensor:
+    """`first` (B,C,H,W) and `others` (B,(K-1)·C,H,W) in the order C groups of K channels, one of each group of C."""
+    (b, c, h, w), rest = first.shape, others.permute(0, 2, 3, 1)
+    rest = rest.reshape(b, h, w, -1, c).transpose(3, 4)
+    together = torch.cat([first.permute(0, 2, 3, 1)[..., None], rest], dim=-1)
+    return together.view(b, h, w, -1).permute(0, 3, 1, 2)
+
+
+def packed_weight(weight: Tensor, pack: int, parts: int = 1) -> Tensor:
+    """What `weight` is for packed images. Kernels (C,1,k,k) and vectors (C,) are repeated; 1x1 weights (D,parts·C), of
+    `parts` that lie side by side, each packed, are repeated along a diagonal."""
+    if weight.dim() != 2:
+        return weight.repeat(pack, *(1,) * (weight.dim() - 1))
+    d, c = weight.shape[0], weight.shape[1] // parts
+    diagonal = torch.eye(pack, dtype=weight.dtype).view(pack, 1, 1, pack, 1)
+    return (diagonal * weight.view(1, d, parts, 1, c)).view(pack * d, parts * pack * c)
 
 
 def scaled(x: Tensor, scale: Tensor) -> Tensor:
@@ -175,20 +217,20 @@ def inner(a: Tensor, b: Tensor) -> Tensor:
     return torch.dot(rows(a).reshape(-1), rows(b).reshape(-1))
 
 
-def check_many(x: Tensor) -> int:
+def check_many(x: Tensor, pack: int = 1) -> int:
     """How many values each channel of `x` (B,C,H,W) has: more than one, or BN has nothing to measure."""
-    n = x.numel() // x.shape[1]
+    n = x.numel() // x.shape[1] * pack
     if n == 1:
         raise ValueError("batch normalisation in train mode needs more than one value per channel")
     return n
 
 
-def centered(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def centered(x: Tensor, pack: int = 1) -> tuple[Tensor, Tensor, Tensor]:
     """`x` (B,C,H,W) less its mean over images and pixels; that mean and the (biased) variance, each (C,)."""
-    n = check_many(x)
-    mean = channel_sum(x) / n
+    n = check_many(x, pack)
+    mean = channel_sum(x, pack) / n
     x = shifted(x, per_channel(mean))
-    return x, mean, channel_sum_of_squares(x) / n
+    return x, mean, channel_sum_of_squares(x, pack) / n
 
 
 def avg_pool(x: Tensor, stride: int) -> Tensor:

@@ -179,12 +179,16 @@ class CellPlan(NamedTuple):
         """Without the operations that are not `live`."""
         return self._replace(sources=tuple(source.only(live) for source in self.sources))
 
+    def mixes_all(self) -> bool:
+        """Whether all channels go through the operations."""
+        return self.channels == self.inputs[0].bns[0].num_features
+
     def is_whole(self) -> bool:
         """Whether all channels go through the operations, and every node is at the end of an edge from each node before
         it, with the same operations on all edges that leave a node."""
         last = len(self.sources) - 1
         ends = [last, *range(last, 0, -1)]  # both inputs lead to all nodes, a node to those after it
-        return self.channels == self.inputs[0].bns[0].num_features and all(
+        return self.mixes_all() and all(
             len(source.edges) == n and len(set(source.plan)) == 1 for source, n in zip(self.sources, ends, strict=True)
         )
 
@@ -195,8 +199,15 @@ class Rule(Protocol):
     def preprocessed(self, x: Tensor, operation: ConvOperation) -> Tensor:
         """A cell's input."""
 
+    def mixed(self, x: Tensor) -> Tensor:
+        """Of node `x` (B,C,H,W) the channels that go through the operations, if these are not all; laid out for
+        `outgoing`."""
+
     def outgoing(self, x: Tensor, source: Source) -> Sequence[Tensor]:
         """What each edge that leaves node `x` brings to its end. # Eq. 1"""
+
+    def brought(self, x: Tensor, images: int) -> Tensor:
+        """The sum of what edges bring, laid out as by `mixed`, of so many images: (B,C,H,W)."""
 
 
 @runtime_checkable
