@@ -546,7 +546,9 @@ def test_a_constant_model_is_not_called_robust() -> None:
     assert np.array_equal(result.masks["aa"], (y == 0).numpy())
     assert len(result.warnings) == 1  # neither vanishing gradients nor failing attacks: it has but one answer
     assert "answers class 0 to 100.0% of the images" in result.warnings[0]
-    wrong = run_attacks(lambda x: 9 * torch.eye(5)[:1].expand(len(x), 5) + 0 * x.mean(), x, y * 0 + 1, ["fgsm"], eps=EPS)
+    wrong = run_attacks(
+        lambda x: 9 * torch.eye(5)[:1].expand(len(x), 5) + 0 * x.mean(), x, y * 0 + 1, ["fgsm"], eps=EPS
+    )
     assert wrong.warnings == ["the model classifies no image correctly"]
 
 

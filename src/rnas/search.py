@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from rnas import checkpoint
+from rnas.attacks.trust import above_chance, chance
 from rnas.console import Console
 from rnas.data import Split, batches, halves
 from rnas.data.dataset import stratified
@@ -151,10 +152,20 @@ def search(settings: Search, console: Console | None = None) -> Genotype:
         console.say(f"warning: {message} (--epochs, --projection-steps)")
         if last["event"] == "epoch":
             run.log(event="warning", message=message, F=last["F"], H=last["H"])
+    _say_if_at_chance(run.folder, console)
     _save_alphas(run.folder, settings, state)
     genotype = net.genotype()
     genotype.save(run.folder / GENOTYPE)
     return genotype
+
+
+def _say_if_at_chance(folder: Path, console: Console) -> None:
+    event = [e for e in read_log(folder) if e.get("event") == "epoch"][-1]
+    if event.get("at_chance"):
+        console.say(
+            f"warning: the supernet classifies {event['val']['clean_accuracy']:.1%} of the validation images, which is "
+            f"not shown to be above chance ({event['chance']:.1%}): its cell says little; search for more --epochs"
+        )
 
 
 def _last(folder: Path) -> dict[str, Any]:
@@ -228,6 +239,7 @@ def _epoch(plan: Plan, state: State, console: Console) -> dict[str, Any]:
         "alpha_loss": None if warming else architecture.loss,
         "train": _performance(on_train),
         "val": _performance(on_validation),
+        **_chance(monitored, on_validation),
         "F": on_validation.vulnerability,
         **_projected(projection),
         "H": state.bound,
@@ -254,6 +266,13 @@ def _performance(measured: Measured) -> dict[str, float]:
         "adversarial_loss": measured.adversarial_loss,
         "adversarial_accuracy": measured.adversarial_accuracy,
     }
+
+
+def _chance(images: list[Batch], measured: Measured) -> dict[str, float | bool]:
+    """The accuracy of always answering the largest class of `images`, and whether the network's is no better."""
+    y = torch.cat([y for _, y in images]).cpu().numpy()
+    by_chance = chance(y)
+    return {"chance": by_chance, "at_chance": not above_chance(measured.clean_accuracy, by_chance, len(y))}
 
 
 def _projected(projection: Projection | None) -> dict[str, float | None]:

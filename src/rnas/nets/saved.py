@@ -15,6 +15,7 @@ from rnas import files
 from rnas.errors import RnasError
 from rnas.genotype import architecture_from_json
 from rnas.nets import zoo
+from rnas.precision import float32_by_default
 
 WEIGHTS, META = "model.safetensors", "model.json"
 MOST = {"cells": 1000, "channels": 10_000, "stem_stride": 2}
@@ -83,7 +84,7 @@ def build_from_meta(meta: Any, where: str = META, device: str = "cpu") -> nn.Mod
     options |= {key: tuple(meta[key]) for key in ("image_size", "mean", "std")}
     options["auxiliary"] = meta.get("auxiliary", False) is True
     try:
-        with torch.device(device):
+        with torch.device(device), float32_by_default():  # the host may have set another
             if meta["arch"] != "genotype":
                 return zoo.build(meta["arch"], len(meta["classes"]), **options)
             genotype = architecture_from_json(meta.get("genotype"))
