@@ -229,6 +229,7 @@ def test_the_default_dtype_of_the_host_changes_no_verdict() -> None:
     assert all(np.array_equal(found[name], wanted[name]) for name in names)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's compiler looks at it
 def test_compiled_models_are_asked_as_they_are() -> None:
     """The hook that listens for modules at first would be too much for a graph without breaks."""
     net, x, y = fitted()
