@@ -217,6 +217,29 @@ def test_numbers_may_be_numpys_or_fractions(tmp_path: Path) -> None:
             rnas.evaluate(net, x, y, ["fgsm"], **wrong)  # type: ignore[arg-type]
 
 
+def test_the_default_dtype_of_the_host_changes_no_verdict() -> None:
+    net, x, y = fitted()
+    names = ["fgsm", "pgd3", "cw-l2", "aa", "square"]
+    wanted = run_attacks(net, x, y, names, eps=EPS).masks
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = run_attacks(net, x, y, names, eps=EPS).masks
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(np.array_equal(found[name], wanted[name]) for name in names)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's compiler looks at it
+def test_compiled_models_are_asked_as_they_are() -> None:
+    """The hook that listens for modules at first would be too much for a graph without breaks."""
+    net, x, y = fitted()
+    compiled = torch.compile(lambda x: net(x), backend="eager", fullgraph=True)
+    assert np.array_equal(
+        run_attacks(compiled, x, y, ["fgsm"], eps=EPS).masks["fgsm"],
+        run_attacks(net, x, y, ["fgsm"], eps=EPS).masks["fgsm"],
+    )
+
+
 @pytest.mark.parametrize(("low", "high"), [(-3e-8, 1.0), (0.0, 1 + 2.4e-7), (-1e-5, 1 + 1e-5)])
 def test_images_that_leave_the_box_by_a_rounding_are_clamped(low: float, high: float) -> None:
     net, x, y = fitted()

@@ -133,6 +133,18 @@ def test_progress_on_a_terminal_shows_survivors_and_the_time_left(run: Path, mon
     assert "0:00:0" in shown
 
 
+def test_figures_of_an_earlier_evaluation_are_those_of_its_masks(run: Path) -> None:
+    main(["evaluate", str(run), "--limit", "30", "--attacks", "fgsm"])
+    summary, _ = found(run)
+    del summary["attacks"]["fgsm"]["accuracy"]
+    (run / "evaluation.json").write_text(json.dumps(summary))
+    main(["evaluate", str(run), "--limit", "30", "--attacks", "pgd2"])
+    summary, masks = found(run)
+    assert {name: v["accuracy"] for name, v in summary["attacks"].items()} == {
+        name: masks[name].mean() for name in ("fgsm", "pgd2")
+    }
+
+
 def test_a_network_that_deceives_its_evaluation_is_warned_of_everywhere(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

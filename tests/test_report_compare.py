@@ -70,6 +70,15 @@ def test_comparison_counts(tmp_path: Path) -> None:
     assert "McNemar's exact test" in to_text(list(rows.values()))
 
 
+def test_the_union_compared_is_of_the_attacks_in_the_ball(tmp_path: Path) -> None:
+    masks = {"clean": [1, 1, 1, 1], "fgsm": [1, 1, 0, 0], "pgd20": [1, 1, 1, 0], "cw-l2": [0, 0, 0, 0]}
+    rows = {row.attack: row for row in compare([evaluated(tmp_path / name, masks) for name in "ab"])}
+    assert rows["union"].accuracy_a == 0.5
+    del masks["pgd20"]
+    rows = {row.attack: row for row in compare([evaluated(tmp_path / name, masks) for name in "cd"])}
+    assert list(rows) == ["clean", "fgsm", "cw-l2"]  # one bounded attack is its own union
+
+
 def test_holm_correction(tmp_path: Path) -> None:
     # ten, then eight of ten disagreements: p = 2/1024 and 112/1024; Holm: twice the first, then the larger one
     ten, zero, eight = [1] * 10, [0] * 10, [1] * 8 + [0] * 2

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from report_runs import GENOTYPE, make_network, make_run, make_search, write_json
+from report_runs import GENOTYPE, make_network, make_run, make_search, wilson, write_json
 from rnas.errors import RnasError
 from rnas.report import write_report
 
@@ -144,6 +144,38 @@ def test_warnings_stand_above_the_results(tmp_path: Path) -> None:
     network = make_network(tmp_path / "train", warnings=["square beats pgd20 on 12 images"])
     page = report(network)
     assert page.index("square beats pgd20 on 12 images") < page.index('id="results"')
+
+
+def answering_cat(folder: Path) -> Path:
+    """A network that answers every image with the first of two classes."""
+    network = make_network(folder, classes=["cat", "dog"])
+    with np.load(network / "masks.npz") as arrays:
+        labels, right = arrays["labels"], arrays["labels"] == 0
+        masks = {name: right for name in arrays if name != "labels"}
+    np.savez(network / "masks.npz", **masks, labels=labels)
+    evaluation = json.loads((network / "evaluation.json").read_text())
+    for entry in (evaluation["clean"], *evaluation["attacks"].values(), evaluation["union"]):
+        entry.update(accuracy=0.5, interval=wilson(len(labels) // 2, len(labels)))
+    write_json(network / "evaluation.json", evaluation)
+    return network
+
+
+def test_chance_stands_beside_the_results_and_what_is_no_better_is_not_the_best(tmp_path: Path) -> None:
+    constant = answering_cat(tmp_path / "constant")
+    page = report(make_network(tmp_path / "good", classes=["cat", "dog"]), constant)
+    assert "chance 50.0\u202f%" in page  # the line in the chart
+    assert ">Chance</th>" in page
+    assert 'class="best"' in page
+    assert 'class="best"' not in report(constant, answering_cat(tmp_path / "another"))
+
+
+def test_a_search_at_chance_is_read_with_care(tmp_path: Path) -> None:
+    search = make_search(tmp_path / "search", epochs=4, warmup=1)
+    assert "above chance" not in report(search)
+    lines = [json.loads(line) for line in (search / "log.jsonl").read_text().splitlines()]
+    lines[-1].update(chance=0.1, at_chance=True)
+    (search / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert "is not shown to be above chance" in report(search)
 
 
 @pytest.mark.parametrize(("attack", "said"), [("cw", True), ("cw-l2", True), ("fgsm", False)])

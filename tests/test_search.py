@@ -75,6 +75,8 @@ def test_a_tight_relative_bound_holds_at_the_end(tmp_path: Path) -> None:
     assert last["F_before"] > last["H"] >= last["F"]
     assert last["multiplier"] > 0
     assert last["distance"] > 0
+    assert 0.1 <= last["chance"] < 0.2
+    assert last["at_chance"] == (last["val"]["clean_accuracy"] < 0.2)
     with np.load(tmp_path / "alphas.npz") as alphas:
         assert alphas["normal"].shape == (3, 5, 8)
         assert np.array_equal(alphas["normal"][0], alphas["normal"][1]), "the warm-up leaves α alone"

@@ -55,6 +55,19 @@ def test_every_network_comes_back_bit_for_bit(name: str, tmp_path: Path) -> None
     assert torch.equal(loaded(x), network.eval()(x))
 
 
+def test_a_network_is_float32_whatever_the_default_is(tmp_path: Path) -> None:
+    network = trained(meta("RNAS-L"))
+    save_model(tmp_path, network, meta("RNAS-L"))
+    x = torch.rand(2, 3, 32, 32)
+    torch.set_default_dtype(torch.float64)
+    try:
+        loaded, _ = load_model(tmp_path)
+        assert torch.get_default_dtype() == torch.float64
+        assert torch.equal(loaded(x), network.eval()(x))
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_who_may_read_the_description_may_read_the_weights(tmp_path: Path) -> None:
     description = meta("RNAS-L")
     save_model(tmp_path, trained(description), description)

@@ -344,5 +344,5 @@ def _lines(name: str, summary: dict[str, Any]) -> list[str]:
         for key, row in rows.items()
         for low, high in [row["interval"]]
     ]
-    lines.append(f"{name}, chance: {summary['chance']:.1%} (always the largest class)")
+    lines.insert(1, f"{name}, chance: {summary['chance']:.1%} (always answering the largest class)")
     return lines + [f"warning: {warning}" for warning in summary["warnings"]]

@@ -51,6 +51,18 @@ def pass_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if casting else x.dtype
 
 
+@contextmanager
+def float32_by_default() -> Iterator[None]:
+    """Within the context new tensors are float32, whatever `torch.set_default_dtype` made of them. For rnas's own
+    networks: what a foreign model makes follows its host."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 # Where torch keeps precisions, parents before children: a child that says "none" does as its parent does. The public
 # attributes (`torch.backends.cudnn.conv.fp32_precision`, …) read the same table, but they answer for the parent too,
 # and assigning to the one of mkldnn changes that of all backends.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -69,7 +70,9 @@ def _buffers_kept(model: Model, ask: Callable[[], None]) -> Iterator[None]:
     try:
         hook = register_module_forward_pre_hook(keep)
         try:
-            ask()
+            with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():  # what is compiled takes no hook
+                warnings.filterwarnings("ignore", "Using `torch.compile", UserWarning)
+                ask()
         finally:
             hook.remove()
         yield

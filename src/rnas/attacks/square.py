@@ -116,7 +116,7 @@ class Square(Attack):
         generator = None
         if (seed := derived_seed(self.seed, f"proposals {restart}")) is not None:
             generator = Generator().manual_seed(seed)
-        places = torch.rand((self.queries, 4), generator=generator)
+        places = torch.rand((self.queries, 4), generator=generator, dtype=torch.float32)
         return places, 2 * torch.randint(0, 2, (self.queries, x.shape[1] + 1), generator=generator) - 1
 
     def _proposals(self, x: Tensor, restart: int) -> _Proposals:

@@ -67,6 +67,11 @@ def chance(y: NDArray[np.int64]) -> float:
     return float(np.bincount(y).max() / len(y))
 
 
+def above_chance(right: float, by_chance: float, n: int) -> bool:
+    """Whether an accuracy on `n` images is above chance: Wilson's 95 % interval lies over it."""
+    return right - by_chance > 1.96 * math.sqrt(by_chance * (1 - by_chance) / n)
+
+
 def answers_one_class(predicted: NDArray[np.int64], y: NDArray[np.int64]) -> str | None:
     """Answers (N,) that are (nearly) all the same: of what labels (N,) lie outside the largest class, a tenth as many.
 
@@ -88,7 +93,7 @@ def not_above_chance(predicted: NDArray[np.int64], y: NDArray[np.int64]) -> str 
     right, by_chance = float(np.mean(predicted == y)), chance(y)
     if by_chance == 1:
         return f"all images are of class {y[0]}: whoever always answers that is right; take images of every class"
-    if right - by_chance > 1.96 * math.sqrt(by_chance * (1 - by_chance) / len(y)):
+    if above_chance(right, by_chance, len(y)):
         return None
     return (
         f"a clean accuracy of {right:.1%} on {len(y)} images is not shown to be above chance, {by_chance:.1%} (the "

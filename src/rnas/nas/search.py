@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from rnas import checkpoint
+from rnas.attacks.trust import above_chance, chance
 from rnas.console import Console
 from rnas.data import Dataset, halves
 from rnas.errors import RnasError
 from rnas.files import write_text
 from rnas.genotype import Architecture
 from rnas.graphs import forget
-from rnas.nas.engine import WEIGHTS_DRAWN, Engine, Halves, Measured
+from rnas.nas.engine import WEIGHTS_DRAWN, Batch, Engine, Halves, Measured
 from rnas.nas.methods import load
 from rnas.nas.methods.base import Method
 from rnas.nas.progress import Progress
@@ -178,6 +179,7 @@ def _search(state: State, run: Run, console: Console, announce: Callable[[Datase
             line = _line(event, settings.epochs) + engine.method.told(event)
             console.say(f"{line}, {event['seconds']:.1f} s{progress.left()}")
     _warn(run, engine.method, console)
+    _say_if_at_chance(run.folder, console)
     architecture = engine.method.choose(engine)
     forget(engine.net)
     _save_arrays(run.folder, settings, state)
@@ -239,6 +241,7 @@ def _epoch(state: State) -> dict[str, Any]:
         "alpha_loss": _loss(architecture),
         "train": _performance(on_train),
         "val": _performance(on_validation),
+        **_chance(engine.monitored, on_validation),
         "F": on_validation.vulnerability,
         **told,
         **known,
@@ -287,6 +290,22 @@ def _line(event: dict[str, Any], epochs: int) -> str:
         f"search {event['epoch']}/{epochs} {event['phase']}: {loss}validation clean "
         f"{val['clean_accuracy']:.1%}, adversarial {val['adversarial_accuracy']:.1%}, F {event['F']:.2e}"
     )
+
+
+def _say_if_at_chance(folder: Path, console: Console) -> None:
+    event = [e for e in read_log(folder) if e.get("event") == "epoch"][-1]
+    if event.get("at_chance"):
+        console.say(
+            f"warning: the supernet classifies {event['val']['clean_accuracy']:.1%} of the validation images, which is "
+            f"not shown to be above chance ({event['chance']:.1%}): its cell says little; search for more --epochs"
+        )
+
+
+def _chance(images: Sequence[Batch], measured: Measured) -> dict[str, float | bool]:
+    """The accuracy of always answering the largest class of `images`, and whether the network's is no better."""
+    y = torch.cat([y for _, y in images]).cpu().numpy()
+    by_chance = chance(y)
+    return {"chance": by_chance, "at_chance": not above_chance(measured.clean_accuracy, by_chance, len(y))}
 
 
 def _warn(run: Run, method: Method, console: Console) -> None:

@@ -17,6 +17,7 @@ from rnas.errors import RnasError
 from rnas.genotype import architecture_from_json
 from rnas.nets import zoo
 from rnas.nets.own import build_own, is_own
+from rnas.precision import float32_by_default
 
 WEIGHTS, META = "model.safetensors", "model.json"
 MOST = {"cells": 1000, "channels": 10_000, "stem_stride": 2}
@@ -94,7 +95,7 @@ def _of_the_zoo(meta: dict[str, Any], device: str) -> nn.Module:
             raise RnasError(f"'{key}' is {_short(value)}: expected an integer, {MOST[key]} at most")
     options |= {key: tuple(meta[key]) for key in ("image_size", "mean", "std")}
     options["auxiliary"] = meta.get("auxiliary", False) is True
-    with torch.device(device):
+    with torch.device(device), float32_by_default():  # the host may have set another
         if meta["arch"] != "genotype":
             return zoo.build(meta["arch"], len(meta["classes"]), **options)
         genotype = architecture_from_json(meta.get("genotype"))

@@ -208,10 +208,11 @@ def dot_chart(
     join: bool = False,
     values: bool = False,
     unit: str = "",
+    line: tuple[float, str] | None = None,
 ) -> Drawing:
     """Named rows of dots, from one end of `span` to the other (by default, what the dots need). Dots of one row stand
     below each other, or with `join` on one line, joined. `values` writes the value of every dot at the right,
-    `unit` what they are measured in below the axis."""
+    `unit` what they are measured in below the axis. `line` marks a value with a name."""
     left = 10 + min(max((text_width(name, 12) for name, _ in rows), default=0.0), 0.42 * width)
     right = width - (28 + text_width("100.0 %", 12) if values else 16)
     marks = [mark for _, row in rows for mark in row if mark]
@@ -219,12 +220,20 @@ def dot_chart(
     if span:
         across = Axis(*span, log, left + 6, right)
     heights = [18.0 if join else 10 + PITCH * len(row) for _, row in rows]
-    out = Drawing(width, 30 + sum(heights), title, description)
+    top = 18.0 if line else 4.0
+    out = Drawing(width, 26 + top + sum(heights), title, description)
     for tick in across.ticks(5):
-        out.shapes.append(polyline([(across(tick), 4), (across(tick), out.height - 24)], stroke="rule", width=1))
+        out.shapes.append(polyline([(across(tick), top), (across(tick), out.height - 24)], stroke="rule", width=1))
         name = form(tick).replace(".0\u202f%", "\u202f%")
         out.shapes.append(Text(across(tick), out.height - 8, name, 11, "soft", "middle"))
-    y = 4.0
+    if line:
+        at, name = across(line[0]), line[1]
+        out.shapes.append(polyline([(at, 4), (at, out.height - 24)], stroke="soft", width=1.2, dash=(4, 3)))
+        right_of_it = at + 4 + text_width(name, 11) < right
+        out.shapes.append(
+            Text(at + (4 if right_of_it else -4), 12, name, 11, "soft", "start" if right_of_it else "end")
+        )
+    y = top
     for (name, row), height in zip(rows, heights, strict=True):
         middle = y + height / 2
         out.shapes.append(Text(left - 4, middle + 4, _fit(name, left - 10), 12, "ink", "end"))

@@ -17,9 +17,9 @@ from rnas.report.charts import Bubble, Format, Mark, Series, bubble_chart, dot_c
 from rnas.report.drawing import Drawing, Text, png, polyline
 from rnas.report.html import Html, el, join
 from rnas.report.read import Examples, NetworkPart, SearchPart
-from rnas.report.tables import attacks_of, entry
+from rnas.report.tables import chance, columns_of, entry
 from rnas.report.words import attack_name, threat
-from rnas.runs import Record
+from rnas.runs import Record, union
 from rnas.wording import radius
 
 DASH = (5.0, 4.0)
@@ -204,10 +204,9 @@ def _alpha_figure(
 
 
 def accuracy_chart(networks: Sequence[NetworkPart]) -> Html:
-    """Every network under every attack, with intervals."""
-    names = ["clean", *attacks_of(networks), "union"]
+    """Every network of one test under every attack, with intervals, and chance."""
     rows: list[tuple[str, list[Mark | None]]] = []
-    for name in names:
+    for name in columns_of(networks):
         marks = [_mark(part, name, theme.series(i)) for i, part in enumerate(networks)]
         if any(marks):
             rows.append((attack_name(name), marks))
@@ -218,7 +217,10 @@ def accuracy_chart(networks: Sequence[NetworkPart]) -> Html:
         + "."
         for i, part in enumerate(networks)
     )
-    chart = dot_chart(rows, title=title, description=described, span=(0.0, 1.0), width=400, values=True)
+    by_chance = chance(networks[0])
+    line = None if by_chance is None else (by_chance, f"chance {percent(by_chance)}")
+    described += "" if line is None else f" Dashed: {line[1]}."
+    chart = dot_chart(rows, title=title, description=described, span=(0.0, 1.0), width=400, values=True, line=line)
     keys = ((part.name, theme.series(i)) for i, part in enumerate(networks))
     return el("figure", _legend(keys) if len(networks) > 1 else None, Html(chart.svg()))
 
@@ -348,11 +350,10 @@ def distortion_chart(networks: Sequence[NetworkPart]) -> Html | None:
 
 
 def class_rows(part: NetworkPart) -> list[tuple[str, int, float, float]]:
-    """Of every class: name, images, clean accuracy, accuracy under all attacks. Empty if the masks have no labels."""
-    attacks = [mask for name, mask in part.masks.items() if name != "clean"]
-    if part.labels is None or "clean" not in part.masks or not attacks:
+    """Of every class: name, images, clean accuracy, that under all bounded attacks. Empty if masks have no labels."""
+    robust = union(part.masks)
+    if part.labels is None or "clean" not in part.masks or robust is None:
         return []
-    robust = np.logical_and.reduce([part.masks["clean"], *attacks])
     rows = []
     for k in np.unique(part.labels):
         here = part.labels == k

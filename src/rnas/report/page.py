@@ -164,7 +164,7 @@ def robust(part: NetworkPart) -> tuple[str, float] | None:
     union = tables.entry(part, "union").get("accuracy")
     if union is not None:
         return "union", union
-    found = {a: tables.entry(part, a).get("accuracy") for a in tables.attacks_of([part])}
+    found = {a: tables.entry(part, a).get("accuracy") for a in tables.bounded(tables.attacks_of([part]))}
     known = {a: v for a, v in found.items() if v is not None}
     worst = min(known, key=lambda a: known[a], default=None)
     return None if worst is None else (worst, known[worst])
@@ -175,7 +175,7 @@ def _result_sentences(main: NetworkPart | None, evaluated: Sequence[NetworkPart]
     if not main or clean is None:
         return []
     worst = robust(main)
-    names = [attack_name(a) for a in tables.attacks_of([main])]
+    names = [attack_name(a) for a in tables.bounded(tables.attacks_of([main]))]
     kind = {"standard": "trained on clean images", None: "evaluated"}.get(training(main), "trained adversarially")
     candidates = _candidates(evaluated)
     alike = tables.comparable(candidates)
@@ -228,7 +228,7 @@ def _tiles(main: NetworkPart, searches: Sequence[SearchPart], name_of_main: str)
     """The figures of `main`; its name stands on each, where there are other networks on the page."""
     attacks = tables.attacks_of([main])
     shown = ["clean", *([a for a in ("pgd20", "aa") if a in attacks] or attacks[:1])]
-    if tables.entry(main, "union").get("accuracy") is not None and len(attacks) > 1:
+    if tables.entry(main, "union").get("accuracy") is not None and len(tables.bounded(attacks)) > 1:
         shown.append("union")
     tiles = []
     for name in shown:
@@ -267,6 +267,13 @@ def _warnings(searches: Sequence[SearchPart], networks: Sequence[NetworkPart]) -
         planned = p.settings.get("epochs")
         if p.epochs and isinstance(planned, int) and len(p.epochs) < planned:
             texts.append(f"{p.name}: the training is not finished; it is at epoch {p.numbers()[-1]} of {planned}.")
+    for p in searches:
+        if p.epochs and p.epochs[-1].get("at_chance") is True:
+            right, by_chance = (_last(p, *keys) for keys in (("val", "clean_accuracy"), ("chance",)))
+            texts.append(
+                f"{p.name}: the supernet classifies {percent(right or 0.0)} of the validation images correctly, which "
+                f"is not shown to be above chance ({percent(by_chance or 0.0)}): its cell and its F say little."
+            )
     evaluated = [p for p in networks if p.evaluation is not None]
     if not tables.same_test(evaluated):
         texts.append(
@@ -290,7 +297,8 @@ def _results(evaluated: Sequence[NetworkPart]) -> Section | None:
         "The intervals are Wilson's, at 95 %: with other test images of the same kind, the figure could lie anywhere "
         "in them.",
         "An attack gives an upper bound: a stronger one may find what these missed. The union counts an image only if "
-        "it withstands every attack.",
+        "it withstands every attack that ε bounds.",
+        "Chance is what always answering the largest class gets: a figure near it says nothing of robustness.",
     ]
     if published or any({"cw", "cw-l2"} & set(tables.attacks_of([p])) for p in evaluated):
         notes.append(CW_CAVEAT)

@@ -7,13 +7,15 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from rnas import paper
 from rnas.report.charts import percent
 from rnas.report.compare import Comparison, p_value, points, verdict
 from rnas.report.html import Html, el
 from rnas.report.read import NetworkPart, Part
 from rnas.report.words import PAPER_TABLES, attack_name, count, threat, training
-from rnas.runs import Record
+from rnas.runs import UNBOUNDED, Record
 from rnas.wording import duration
 
 NO_VALUE = "–"
@@ -35,6 +37,26 @@ def attacks_of(networks: Sequence[NetworkPart]) -> list[str]:
     for part in networks:
         names.update(dict.fromkeys((part.evaluation or {}).get("attacks", {})))
     return list(names)
+
+
+def bounded(attacks: Sequence[str]) -> list[str]:
+    """Those of `attacks` that ε bounds: a union is of them."""
+    return [name for name in attacks if name not in UNBOUNDED]
+
+
+def columns_of(networks: Sequence[NetworkPart]) -> list[str]:
+    """What evaluations say, in the order of reading: clean, bounded attacks, their union, unbounded ones beside it."""
+    attacks = attacks_of(networks)
+    union = ["union"] if any(entry(part, "union") for part in networks) else []
+    return ["clean", *bounded(attacks), *union, *(name for name in attacks if name in UNBOUNDED)]
+
+
+def chance(part: NetworkPart) -> float | None:
+    """The accuracy of always answering the largest class of the evaluated images; None if nothing tells."""
+    if part.labels is not None and len(part.labels):
+        return float(np.unique(part.labels, return_counts=True)[1].max() / len(part.labels))
+    found = (part.evaluation or {}).get("chance")
+    return None if found is None else float(found)
 
 
 def entry(part: NetworkPart, attack: str) -> Record:
@@ -85,7 +107,7 @@ def results_table(networks: Sequence[NetworkPart], best: Mapping[str, str]) -> H
     """Networks by attacks: accuracy, its interval, the seconds, and the paper's figure where it has one. `best` names
     for an attack the network that a paired test shows to be better than all others."""
     attacks = attacks_of(networks)
-    columns = ["clean", *attacks, *(["union"] if any(entry(p, "union") for p in networks) else [])]
+    columns = columns_of(networks)
     alike = same_test(networks)
     rows = []
     for part in networks:
@@ -93,7 +115,16 @@ def results_table(networks: Sequence[NetworkPart], best: Mapping[str, str]) -> H
         evaluation = part.evaluation or {}
         parameters = part.model.get("parameters")
         known = parameters if isinstance(parameters, int) else None
-        cells = [_result(entry(part, c), published.get(c), best.get(c) == part.name) for c in columns]
+        by_chance = chance(part)
+        above = by_chance or 0.0  # what is no better than chance is the best of nothing
+        cells = [
+            _result(
+                entry(part, c),
+                published.get(c),
+                best.get(c) == part.name and (entry(part, c).get("accuracy") or 0.0) > above,
+            )
+            for c in columns
+        ]
         n = evaluation.get("n")
         what = _what(part) + ("" if alike else f" · {evaluation.get('dataset', 'images')} · {threat(evaluation)}")
         rows.append(
@@ -101,6 +132,7 @@ def results_table(networks: Sequence[NetworkPart], best: Mapping[str, str]) -> H
                 "tr",
                 el("th", part.name, el("small", what), scope="row", data_value=part.name),
                 *cells,
+                el("td", NO_VALUE if by_chance is None else percent(by_chance), data_value=by_chance or ""),
                 el("td", NO_VALUE if n is None else count(int(n)), data_value=n or ""),
                 el("td", NO_VALUE if known is None else count(known), data_value=known or ""),
             )
@@ -114,11 +146,12 @@ def results_table(networks: Sequence[NetworkPart], best: Mapping[str, str]) -> H
     if best:
         caption += " Bold: better than every other network here, by the paired test."
     if "union" in columns:
-        caption += " Union: images that withstand every attack here."
+        caption += " Union: images that withstand every attack here that ε bounds."
+    caption += " Chance: always answering the largest class."
     table = el(
         "table",
         el("caption", caption),
-        _head("Network", *(attack_name(c) for c in columns), "Images", "Parameters"),
+        _head("Network", *(attack_name(c) for c in columns), "Chance", "Images", "Parameters"),
         el("tbody", *rows),
         data_sortable=True,
     )

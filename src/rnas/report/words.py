@@ -28,8 +28,8 @@ CW_CAVEAT = (
     "counted successes at any distance."
 )
 CW_L2_CAVEAT = (
-    "C&W (l2) looks for the nearest adversarial image at whatever distance: ε does not bound it, and the union counts "
-    "it like the others."
+    "C&W (l2) looks for the nearest adversarial image at whatever distance: ε does not bound it, so that it stands "
+    "beside the union, which does not count it."
 )
 PAPER_TABLES = {"cifar10": 1, "cifar100": 2, "svhn": 3, "tiny-imagenet": 4}
 
