@@ -31,7 +31,8 @@ from rnas.attacks import AutoAttack
 from rnas.attacks.base import confirmed
 from rnas.attacks.gradient import ascent_direction
 from rnas.attacks.losses import cross_entropy
-from rnas.frozen import Model, _structure, frozen, unfolded
+from rnas.frozen import Model, unfolded
+from rnas.nets.folding import _Folded
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -249,30 +250,23 @@ NETWORKS: dict[str, tuple[str, int, Make, Make]] = {
 Side = Callable[[nn.Module, Tensor, Tensor, AutoAttack], Tensor]
 
 
+def folded_form(model: nn.Module) -> Model:
+    """The form that `rnas.nets.folding` would give `model`, which is in eval mode."""
+    net = _Folded(model)
+    net.fold()
+    return net
+
+
 def folded(model: nn.Module, x: Tensor, y: Tensor, attack: AutoAttack) -> Tensor:
     """Which images (B,) hold against the attack on the folded form, by the verdict of the network as it is."""
-    with unfolded(model), frozen(model) as net, torch.no_grad():
-        return model(confirmed(attack, model, net, x, y)).argmax(1) == y
+    with unfolded(model), torch.no_grad():
+        return model(confirmed(attack, model, folded_form(model), x, y)).argmax(1) == y
 
 
 def as_it_is(model: nn.Module, x: Tensor, y: Tensor, attack: AutoAttack) -> Tensor:
     """Which images (B,) hold against the attack on the network as it is."""
     with unfolded(model), torch.no_grad():
         return model(attack.perturb(model, x, y)).argmax(1) == y
-
-
-def folded_form(model: nn.Module) -> Model:
-    """The folded form, whether or not it passes for the network on the first images."""
-    fast = _structure(model)
-    assert fast is not None
-    fast.begin()
-    return fast
-
-
-def used_folded(model: nn.Module) -> bool:
-    """Whether the first images of the last attack let the folded form pass for the network."""
-    fast = _structure(model)
-    return fast is not None and bool(fast.equal)
 
 
 SIDES: dict[str, Side] = {"folded": folded, "as_it_is": as_it_is}
@@ -375,7 +369,6 @@ def main() -> None:
                 "training": f"{steps} batches of 64 against PGD-2 at half the radius",
                 "clean": clean,
                 **outcome,
-                "folded_form_used": used_folded(model),
                 "ms_an_image": cost,
                 "images_passed": rows,
                 "expected_gain": {width: expected(rows, cost[width]) for width in cost},

@@ -1,26 +1,14 @@
-"""The contract of every attack: inside the ball and [0,1], the model left as it was, bad input refused."""
+"""Attacks on what is known by hand, their seeds, and what they refuse."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from rnas.attacks import CW, FGSM, PGD, Attack
-from rnas.attacks.norms import distance
+from rnas.attacks import FGSM, PGD
 from rnas.errors import RnasError
 from rnas.frozen import frozen
-
-ATTACKS: list[Attack] = [
-    FGSM(eps=0.1),
-    FGSM(eps=0.5, norm="l2"),
-    PGD(eps=0.1, step=0.05, steps=3, seed=0),
-    PGD(eps=0.1, step=0.05, steps=3, seed=0, any_iterate=True),
-    PGD(eps=0.5, step=0.2, steps=3, norm="l2", seed=0),
-    CW(eps=0.1, steps=3, seed=0),
-]
 
 
 def small_net(classes: int = 5, seed: int = 0) -> nn.Sequential:
@@ -40,34 +28,6 @@ def images(n: int = 6, seed: int = 1, classes: int = 5) -> tuple[Tensor, Tensor]
     generator = torch.Generator().manual_seed(seed)
     x = torch.rand((n, 3, 8, 8), generator=generator)
     return x.round(decimals=1), torch.randint(0, classes, (n,), generator=generator)  # with pixels at 0 and 1
-
-
-@pytest.mark.parametrize("attack", ATTACKS, ids=repr)
-@settings(max_examples=10, deadline=None)
-@given(seed=st.integers(0, 10_000))
-def test_adversarial_images_stay_in_the_ball_and_in_the_unit_box(attack: Attack, seed: int) -> None:
-    x, y = images(seed=seed)
-    x_adv = attack(small_net(seed=seed), x, y)
-    assert float(x_adv.min()) >= 0
-    assert float(x_adv.max()) <= 1
-    assert float(distance(x_adv, x, attack.norm).max()) <= attack.eps + 1e-6
-
-
-@pytest.mark.parametrize("attack", ATTACKS, ids=repr)
-def test_an_attack_leaves_the_model_and_the_images_as_it_found_them(attack: Attack) -> None:
-    net, (x, y) = small_net(), images()
-    net[1].eval()  # modules may be in different modes
-    net[0].weight.requires_grad_(False)
-    net[5].weight.grad = torch.ones_like(net[5].weight)
-    before = {k: v.clone() for k, v in net.state_dict().items()}
-    x_before = x.clone()
-    attack(net, x, y)
-    assert torch.equal(x, x_before)
-    assert not x.requires_grad
-    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
-    assert [m.training for m in net.modules()] == [True, True, False, True, True, True, True]
-    assert [p.requires_grad for p in net.parameters()] == [False, True, True, True, True]
-    assert [p.grad is None for p in net.parameters()] == [True, True, True, False, True]
 
 
 def test_freezing_is_undone_after_an_exception() -> None:
@@ -100,13 +60,6 @@ def test_a_seed_fixes_the_start_and_none_uses_the_global_generator() -> None:
     assert not torch.equal(first, free(net, x, y))
     torch.manual_seed(5)
     assert torch.equal(first, free(net, x, y))
-
-
-def test_a_seeded_attack_does_not_depend_on_the_images_beside_or_on_their_order() -> None:
-    net, (x, y) = small_net(), images()
-    attack = PGD(steps=3, seed=0)
-    order = torch.tensor([4, 1, 5, 0])
-    assert torch.allclose(attack(net, x, y)[order], attack(net, x[order], y[order]), atol=1e-6)
 
 
 X, Y = images()

@@ -36,7 +36,7 @@ from rnas.attacks import (
 from rnas.attacks.autoattack import standard
 from rnas.attacks.evaluation import NAMES
 from rnas.attacks.fab import projection
-from rnas.attacks.norms import Norm, distance
+from rnas.attacks.norms import Norm
 from rnas.attacks.state import STATE
 from rnas.errors import RnasError
 from rnas.frozen import Model
@@ -72,24 +72,6 @@ def fitted(classes: int = 5) -> tuple[nn.Module, Tensor, Tensor]:
         net[5].weight.mul_(8)
         net[5].bias.copy_(-(8 * (logits - net[5].bias)).mean(0))
         return net, x, net(x).argmax(1)
-
-
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-@settings(max_examples=5, deadline=None)
-@given(seed=st.integers(0, 1000), eps=st.floats(0.001, 0.5))
-def test_the_members_of_autoattack_stay_in_the_ball(norm: Norm, seed: int, eps: float) -> None:
-    net, x, y = fitted()
-    attacks: list[Attack] = [
-        APGD(eps=eps, norm=norm, steps=5, seed=seed),
-        APGD(eps=eps, norm=norm, steps=5, restarts=2, loss="dlr-targeted", seed=seed),
-        FAB(eps=eps, norm=norm, steps=3, restarts=2, seed=seed),
-        Square(eps=eps, norm=norm, queries=10, restarts=2, seed=seed),
-    ]
-    for attack in attacks:
-        x_adv = attack(net, x[:8], y[:8])
-        assert float(x_adv.min()) >= 0
-        assert float(x_adv.max()) <= 1
-        assert float(distance(x_adv, x[:8], norm).max()) <= eps * (1 + 1e-5) + 1e-6
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])

@@ -40,12 +40,6 @@ def test_float64_images_are_attacked_in_float64_and_fall_as_in_float32(norm: str
         assert abs(int(single[name].sum()) - int(double[name].sum())) <= 2
 
 
-@pytest.mark.parametrize("attack", [*WHITE, Square(queries=5)], ids=lambda a: type(a).__name__)
-def test_a_model_may_answer_float64_images_in_float32(attack: Attack) -> None:
-    net, x, y = fitted()
-    assert attack(lambda x: net(x.float()), x.double(), y).dtype == torch.float64
-
-
 @pytest.mark.parametrize(
     ("model", "x", "message"),
     [

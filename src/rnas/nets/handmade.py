@@ -12,9 +12,19 @@ import itertools
 import torch
 from torch import Tensor, nn
 
+from rnas.frozen import Model
+from rnas.nets.folding import folded
 from rnas.ops import Normalize
 
 Statistics = tuple[float, ...]  # a mean or standard deviation per colour channel
+
+
+class Stages(nn.Sequential):
+    """A hand-made network: its named stages, one after the other."""
+
+    def frozen_view(self) -> Model:
+        """Its form for attacks."""
+        return folded(self)
 
 
 class Residual(nn.Module):
@@ -195,7 +205,7 @@ def _fire(c_in: int, c_out: int) -> nn.Sequential:
 
 
 def _start(mean: Statistics, std: Statistics, *stem: nn.Module) -> nn.Sequential:
-    network = nn.Sequential()
+    network = Stages()
     network.add_module("normalize", Normalize(mean, std))
     if stem:
         network.add_module("stem", nn.Sequential(*stem))
