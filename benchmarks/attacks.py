@@ -29,7 +29,7 @@ from rnas import data
 from rnas.attacks import APGD, FAB, PGD, Square
 from rnas.attacks.autoattack import member, standard
 from rnas.attacks.losses import cross_entropy, margin, ranked, targeted_dlr
-from rnas.frozen import frozen, unfolded
+from rnas.compute.freezing import frozen, unfolded
 from rnas.nets.handmade import Residual, Stages
 from rnas.nets.zoo import build
 

@@ -23,14 +23,14 @@ from torch import Tensor, nn
 
 from benchmarks.search_step import Steps
 from benchmarks.timing import add_options, clock, fits, interleaved, machine, median, program, ratio, save, settle
-from rnas.frozen import Model, frozen
+from rnas.compute.device import choose_precision
+from rnas.compute.freezing import Model, frozen
+from rnas.compute.layout import arranged_for
+from rnas.compute.precision import Precision, full_precision
 from rnas.nets.derived import DerivedNetwork
-from rnas.nets.fast_kernels import arranged_for
 from rnas.nets.space import uniform
 from rnas.nets.supernet import Supernet
 from rnas.nets.zoo import build
-from rnas.precision import Precision, full_precision
-from rnas.steps import choose_precision
 
 PASSES = ("weight", "attack")
 

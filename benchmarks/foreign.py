@@ -31,7 +31,7 @@ from rnas.attacks import AutoAttack
 from rnas.attacks.base import confirmed
 from rnas.attacks.gradient import ascent_direction
 from rnas.attacks.losses import cross_entropy
-from rnas.frozen import Model, unfolded
+from rnas.compute.freezing import Model, unfolded
 from rnas.nets.folding import _Folded
 
 RESULTS = Path(__file__).parent / "results"

@@ -13,10 +13,10 @@ from benchmarks import compiled, data, depthwise, kept_memory, profiled, search_
 from benchmarks.projected import search_seconds
 from benchmarks.timing import interleaved, median, ratio
 
+from rnas.compute.precision import Precision
 from rnas.nas.methods.rnas import Settings as Search
 from rnas.nets.count import macs
 from rnas.nets.zoo import build
-from rnas.precision import Precision
 from rnas.settings import Perturbation, SearchSpace
 
 

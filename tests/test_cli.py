@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from rnas.cli import COMMANDS, main, parse
-from rnas.runs import environment
+from rnas.records.folder import environment
 
 CELL = {
     "normal": [["skip_connect", 0], ["skip_connect", 1]],
@@ -345,7 +345,7 @@ def test_no_memory_is_told_with_what_helps(
     def train(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("rnas.train.train", train)
+    monkeypatch.setattr("rnas.training.train.train", train)
     said = refused(capsys, "train", "RNAS-L", "--data", "digits", "--out", str(tmp_path / "out"))
     assert "out of memory" in said
     assert "--batch-size" in said
@@ -356,7 +356,7 @@ def test_another_error_of_torch_keeps_its_traceback(tmp_path: Path, monkeypatch:
     def train(*_: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("rnas.train.train", train)
+    monkeypatch.setattr("rnas.training.train.train", train)
     with pytest.raises(RuntimeError, match="a bug"):
         main(["train", "RNAS-L", "--data", "digits", "--out", str(tmp_path / "out")])
 

@@ -14,7 +14,7 @@ from rnas.methods.rnas import Rnas
 from rnas.attacks import PGD
 from rnas.nets.supernet import Supernet
 from rnas.settings import Search, SearchSpace
-from rnas.steps import weight_step
+from rnas.training.step import weight_step
 
 GOLDEN = Path(__file__).parent / "golden" / "algorithm1.json"
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import rnas
-from rnas.budget import plan
 from rnas.cli import main
+from rnas.planning.budgets import plan
 from rnas.settings import Run, Source
 
 SMALL = (

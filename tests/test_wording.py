@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rnas.report.charts import short
 from rnas.report.compare import p_value
+from rnas.report.drawing.charts import short
 from rnas.wording import apart, duration
 
 

@@ -20,24 +20,12 @@ from typing import Annotated, Any, Union
 import tyro
 
 import rnas
-from rnas import process
+from rnas.compute import threads as process
 from rnas.console import Console, wrapped
-from rnas.effects import check_effect
 from rnas.errors import RnasError, out_of_memory, unknown
 from rnas.files import is_text
-from rnas.settings import (
-    Compare,
-    Data,
-    Distortion,
-    Evaluate,
-    Export,
-    Report,
-    Reproduce,
-    Run,
-    Search,
-    Train,
-    Zoo,
-)
+from rnas.planning.effects import check_effect
+from rnas.settings import Compare, Data, Distortion, Evaluate, Export, Report, Reproduce, Run, Search, Train, Zoo
 
 process.settle()
 
@@ -136,7 +124,7 @@ def _resumed(arguments: list[str]) -> Any:
     run = next(iter(arguments[at + 1 :]), "-")
     if run.startswith("-") or any(argument.split("=")[0] == "--out" for argument in arguments):
         return None
-    from rnas.runs import settings_of
+    from rnas.records.folder import settings_of
 
     rest = [*arguments[1:at], *arguments[at + 2 :]]
     flags = [argument.partition("=")[0] for argument in rest if argument.startswith("-")]
@@ -233,28 +221,28 @@ def _run(command: Any) -> None:
 
             run(command, Console())
         case Search():
-            from rnas.forecast import announce_search
             from rnas.nas.search import search
+            from rnas.planning.forecast import announce_search
 
             console = Console()
             search(command, console, announce=partial(announce_search, command, console))
             data = f" --data {shlex.quote(command.source.data)}"
             console.say(f"wrote {command.out}/genotype.json\nnext: rnas train {_word(command.out)}{data} --out RUN")
         case Train():
-            from rnas.forecast import announce_train
-            from rnas.train import train
+            from rnas.planning.forecast import announce_train
+            from rnas.training.train import train
 
             console = Console()
             train(command, console, partial(announce_train, command, console))
             console.say(f"wrote {command.out}/model.safetensors\nnext: rnas evaluate {_word(command.out)}")
         case Evaluate():
-            from rnas.evaluation import evaluate_run
+            from rnas.evaluation.evaluate import evaluate_run
 
             console = Console()
             evaluate_run(command, console)
             console.say(f"wrote evaluation.json beside the network\nnext: rnas report {_word(command.run)}")
         case Distortion():
-            from rnas.distortion import distortion
+            from rnas.evaluation.distortion import distortion
             from rnas.report.distortion import draw_distortion
 
             for path in draw_distortion(distortion(command, Console()), command.out):
@@ -292,8 +280,8 @@ def _run(command: Any) -> None:
                 else table_text(rows, markdown=command.markdown, width=shutil.get_terminal_size().columns)
             )
         case Export():
-            from rnas.evaluation import model_folder
-            from rnas.export import check_target, export
+            from rnas.deploy.export import check_target, export
+            from rnas.evaluation.evaluate import model_folder
             from rnas.nets.saved import load_model
 
             check_target(command.format, command.out)

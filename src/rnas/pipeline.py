@@ -6,23 +6,24 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from rnas import fitting
-from rnas.budget import Budget, is_fitted, plan, work
+from rnas.compute.device import choose_device, choose_precision, hardware
 from rnas.console import Console
+from rnas.data.sources import load_data
+from rnas.deploy.export import check_target, export
 from rnas.errors import RnasError
-from rnas.evaluation import check_attacks, evaluate_run, holds
-from rnas.export import check_target, export
-from rnas.nas.search import GENOTYPE, search
+from rnas.evaluation.evaluate import check_attacks, evaluate_run, holds
+from rnas.nas.search import search
 from rnas.nets.derived import check_image_size
 from rnas.nets.saved import load_model
+from rnas.planning import fit
+from rnas.planning.budgets import Budget, is_fitted, plan, work
+from rnas.records import layout
+from rnas.records.folder import Run as Folder
+from rnas.records.layout import GENOTYPE, MODEL
 from rnas.report import write_report
-from rnas.runs import Run as Folder
 from rnas.settings import Run
-from rnas.steps import choose_device, choose_precision, hardware, load_data
-from rnas.train import train
+from rnas.training.train import train
 from rnas.wording import roughly
-
-MODEL = "model.onnx"
 
 
 def run(settings: Run, console: Console | None = None) -> Path:
@@ -42,20 +43,20 @@ def run(settings: Run, console: Console | None = None) -> Path:
     except RnasError as e:
         raise RnasError(f"{e}; choose one with --image-size") from e
     check_attacks(settings.attacks or ())
-    kept = (out / fitting.FITTED).exists()
-    choice = fitting.choose(settings, data, console) if is_fitted(settings) else None
+    kept = (out / layout.FITTED).exists()
+    choice = fit.choose(settings, data, console) if is_fitted(settings) else None
     if choice is None:
         budget = plan(settings, len(data.train))
         console.say(f"run: {work(budget)}")
     else:
         budget = plan(settings, len(data.train), choice.changes(settings.eps or data.eps_default))
-        console.say(fitting.describe(choice, budget, settings.minutes, kept))
+        console.say(fit.describe(choice, budget, settings.minutes, kept))
     device, facts = hardware(choose_device(settings.device)), {"precision": choose_precision(settings.precision).name}
     with Folder.open(out, settings, resume=settings.resume, device=device, facts=facts):
         if choice is None:
             return _work(budget, out, console, missing)
-        fitting.keep(choice, out)
-        with fitting.threads(choice.threads):
+        fit.keep(choice, out)
+        with fit.threads(choice.threads):
             return _work(budget, out, console, missing, None if kept else float(choice.seconds))
 
 

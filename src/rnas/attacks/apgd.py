@@ -15,8 +15,8 @@ from rnas.attacks.checks import check_classes, check_positive, check_threat, pla
 from rnas.attacks.losses import correct, cross_entropy, dlr, margin, ranked, targeted_dlr
 from rnas.attacks.noise import normal, uniform
 from rnas.attacks.norms import Norm, project, steepest, unit
+from rnas.compute.freezing import Model
 from rnas.errors import unknown
-from rnas.frozen import Model
 
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Logits (B,K), labels (B,), targets (B,) to the loss to ascend (B,)."""

@@ -15,7 +15,7 @@ from rnas.attacks.losses import correct
 from rnas.attacks.noise import derived_seed
 from rnas.attacks.norms import Norm
 from rnas.attacks.square import Square
-from rnas.frozen import Model
+from rnas.compute.freezing import Model
 
 
 def member(name: str, eps: float, norm: Norm, seed: int | None, rows: int | None = None) -> Attack:

@@ -11,7 +11,7 @@ from torch import Tensor
 from rnas.attacks.checks import check_gradient, check_images
 from rnas.attacks.foreign import opened
 from rnas.attacks.losses import correct
-from rnas.frozen import Model
+from rnas.compute.freezing import Model
 
 
 class Attack(ABC):
@@ -24,7 +24,7 @@ class Attack(ABC):
     def perturb(self, net: Model, x: Tensor, y: Tensor) -> Tensor:
         """Adversarial images (B,C,H,W) for images `x` in [0,1] and labels `y` (B,).
 
-        Nothing is checked, and `net` must be frozen (`rnas.frozen.frozen`): the fast way in, for training loops.
+        Nothing is checked, and `net` must be frozen (`rnas.compute.freezing`): the fast way in, for training loops.
         """
 
     @final

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rnas.compute.freezing import Model
 from rnas.errors import RnasError, out_of_memory, unknown
-from rnas.frozen import Model
 
 NORMS = ("linf", "l2")
 FLOATS = (torch.float32, torch.float64)

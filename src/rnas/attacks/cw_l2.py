@@ -11,7 +11,7 @@ from rnas.attacks.base import Attack
 from rnas.attacks.checks import check_positive, plain_numbers
 from rnas.attacks.losses import correct, margin
 from rnas.attacks.norms import distance
-from rnas.frozen import Model
+from rnas.compute.freezing import Model
 
 BOX = 1 - 1e-6  # keeps the start tanh⁻¹ finite for pixels at 0 and 1, and lets their gradients live
 

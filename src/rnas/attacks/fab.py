@@ -14,7 +14,7 @@ from rnas.attacks.checks import check_positive, check_threat, plain_numbers
 from rnas.attacks.losses import correct, of, ranked
 from rnas.attacks.noise import normal, uniform
 from rnas.attacks.norms import Norm, distance, unit
-from rnas.frozen import Model
+from rnas.compute.freezing import Model
 
 NEWTON_STEPS = 50  # far more than are ever needed: about 8 are
 

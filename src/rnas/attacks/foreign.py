@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from rnas.attacks.checks import answer, check_alone, check_logits
-from rnas.frozen import Model, frozen, unfolded
-from rnas.precision import full_precision
+from rnas.compute.freezing import Model, frozen, unfolded
+from rnas.compute.precision import full_precision
 
 
 @contextmanager
 def opened(model: Model, x: Tensor, y: Tensor) -> Iterator[tuple[Model, Model]]:
-    """Yield `model` as it is (`rnas.frozen.unfolded`) and its fast form (`frozen`), which may be the same object.
+    """Yield `model` as it is (`compute.freezing.unfolded`) and its fast form (`frozen`), which may be the same.
 
     Both work on copies of the images that they are given, in full precision. Buffers of the modules that the model is
     or calls, such as running statistics, are put back in the end. RnasError unless it gives images `x` of labels `y`,

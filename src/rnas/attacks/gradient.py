@@ -12,8 +12,8 @@ from rnas.attacks.base import Attack
 from rnas.attacks.checks import check_positive, check_threat, plain_numbers
 from rnas.attacks.losses import LOSSES, Loss, correct
 from rnas.attacks.norms import Norm, project, random_point, steepest
+from rnas.compute.freezing import Model
 from rnas.errors import unknown
-from rnas.frozen import Model
 
 
 def ascent_direction(net: Model, x_adv: Tensor, y: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:

@@ -16,8 +16,8 @@ from rnas.attacks.checks import check_positive, check_threat, plain_numbers
 from rnas.attacks.losses import correct, margin
 from rnas.attacks.noise import derived_seed, uniform
 from rnas.attacks.norms import Norm, l2, unit
+from rnas.compute.freezing import Model
 from rnas.errors import RnasError
-from rnas.frozen import Model
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries after which the changed share p is halved
 OVERHEAD = {"cpu": 5.0, "gpu": 256.0}  # rows that cost about as much as a forward pass costs beside them

@@ -57,7 +57,8 @@ def _find(
     progress: Progress | None,
     to_test: bool,
 ) -> Dataset:
-    from rnas.data import arrays, folders, official
+    from rnas.data import arrays, folders
+    from rnas.data.official import catalogue
 
     if spec == "":
         raise RnasError(f"the name of the data is empty: expected an .npz file, a folder, or {', '.join(NAMES)}")
@@ -67,10 +68,10 @@ def _find(
         raise RnasError(f"{spec} has a test split of its own: a test fraction is for folders without one")
     if spec == "digits":
         return arrays.digits(image_size)
-    if spec in official.SETS:
-        return official.named(official.SETS[str(spec)], root or cache_root(), image_size, progress=progress)[0]
+    if spec in catalogue.SETS:
+        return catalogue.named(catalogue.SETS[str(spec)], root or cache_root(), image_size, progress=progress)[0]
     if own_folder:
-        official.refuse_pickles_at(path)
+        catalogue.refuse_pickles_at(path)
         return folders.folder(path, image_size, test_fraction, progress, to_test)
     if path.suffix == ".npz" or path.is_file():
         return arrays.npz(path, image_size)
@@ -101,7 +102,7 @@ def prepare(
     (whether the numbers are those of the official set). `mirror`, or $RNAS_MIRROR, is the address of a folder that
     holds the official files. RnasError if any of it fails; what was downloaded stays, and the next call continues.
     """
-    from rnas.data import official
+    from rnas.data.official import catalogue
 
     if name not in NAMES:
         raise unknown("data set", name, NAMES)
@@ -109,9 +110,9 @@ def prepare(
     if name == "digits":
         dataset, complete = load(name), True
     else:
-        published = official.SETS[name]
+        published = catalogue.SETS[name]
         place = Path(root) if root else cache_root()
-        dataset, folder, new = official.named(published, place, None, mirror, progress, refuse_pickles=False)
+        dataset, folder, new = catalogue.named(published, place, None, mirror, progress, refuse_pickles=False)
         complete = (len(dataset.train), len(dataset.test)) == published.counts
     return {
         "name": name,

@@ -29,21 +29,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rnas.attacks import PGD
+from rnas.compute.device import choose_precision, reseed
+from rnas.compute.layout import arranged_for
+from rnas.compute.memory import buffers_kept
+from rnas.compute.precision import FP32
 from rnas.console import Console
 from rnas.data import Split, batches
 from rnas.data.dataset import stratified
-from rnas.graphs import ALPHAS, WEIGHTS, Kind
+from rnas.fast.recording import ALPHAS, WEIGHTS, Kind
 from rnas.nas.methods.base import Method
 from rnas.nas.objectives import ImageLoss, Weighted
 from rnas.nas.progress import Progress
-from rnas.nets.fast_kernels import arranged_for
-from rnas.nets.recompute import buffers_kept
 from rnas.nets.space import Input, Weights
 from rnas.nets.supernet import Supernet
-from rnas.objectives import FP32, CrossEntropy, Objective
-from rnas.runs import Run, read_log
+from rnas.records.folder import Run, read_log
 from rnas.settings import Search
-from rnas.steps import Running, check_finite, choose_precision, craft, differentiated, only, reseed
+from rnas.training.adversarial import craft
+from rnas.training.meters import Running
+from rnas.training.objectives import CrossEntropy, Objective
+from rnas.training.step import check_finite, differentiated, differentiating_only
 
 C = TypeVar("C")
 Batch = tuple[Tensor, Tensor]  # x (B,3,H,W) in [0,1], y (B,)
@@ -212,7 +216,7 @@ class Engine:
         self.net.train(train)
         self.steps += 1
         self.moved(1)
-        with only(parameters, self.net):
+        with differentiating_only(parameters, self.net):
             loss, told = differentiated(kind, objective, self.net, inputs, parameters)
         self.net.train()
         grads = tuple(torch.zeros_like(p) if p.grad is None else p.grad for p in parameters)
@@ -297,7 +301,7 @@ class Engine:
         """(B,3,H,W), of the sum of the images' losses."""
         x = x.detach().requires_grad_()
         self.net.train(train)
-        with only((), self.net), buffers_kept(self.net):
+        with differentiating_only((), self.net), buffers_kept(self.net):
             (gradient,) = torch.autograd.grad(loss(self.net, x, y, *noise).sum(), x)
         self.net.train()
         return gradient

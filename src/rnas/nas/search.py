@@ -13,37 +13,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rnas import checkpoint
-from rnas.attacks.trust import above_chance, chance
+from rnas.compute import checkpoint
+from rnas.compute.device import choose_device, hardware, reseed
+from rnas.compute.precision import full_precision
 from rnas.console import Console
 from rnas.data import Dataset, halves
+from rnas.data.sources import fingerprint, load_data
 from rnas.errors import RnasError
+from rnas.evaluation.trust import above_chance, chance
+from rnas.fast.recording import forget
+from rnas.fast.supernet import FastSupernet
 from rnas.files import write_text
 from rnas.genotype import Architecture
-from rnas.graphs import forget
 from rnas.nas.engine import WEIGHTS_DRAWN, Batch, Engine, Halves, Measured
 from rnas.nas.methods import load
 from rnas.nas.methods.base import Method
 from rnas.nas.progress import Progress
 from rnas.nets.derived import check_image_size
-from rnas.nets.fast import FastSupernet
 from rnas.nets.space import Shape, Weights
-from rnas.precision import full_precision
-from rnas.runs import LOG, Run, read_log, write_arrays
+from rnas.records.arrays import write_arrays
+from rnas.records.folder import Run, read_log
+from rnas.records.layout import ALPHAS, GENOTYPE, LOG, STRENGTHS
 from rnas.settings import Search
-from rnas.steps import (
-    Running,
-    check_finite,
-    choose_device,
-    fingerprint,
-    hardware,
-    load_data,
-    reseed,
-    set_lr,
-    training_attack,
-)
-
-GENOTYPE, ALPHAS, STRENGTHS = "genotype.json", "alphas.npz", "strengths.npz"
+from rnas.training.adversarial import training_attack
+from rnas.training.meters import Running
+from rnas.training.schedule import set_lr
+from rnas.training.step import check_finite
 
 
 @dataclass

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from rnas.compute.freezing import Model
+from rnas.compute.memory import recomputed
 from rnas.errors import RnasError
-from rnas.frozen import Model
 from rnas.genotype import Architecture, Cell, Edge
 from rnas.nets.folding import folded
-from rnas.nets.recompute import recomputed
-from rnas.ops import FactorizedReduce, Normalize, operation, reductions, relu_conv_bn, stem, total
+from rnas.nets.ops import FactorizedReduce, Normalize, operation, reductions, relu_conv_bn, stem, total
 
 ImageSize = int | tuple[int, int]  # a side, or height and width
 

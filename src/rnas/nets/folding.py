@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.autograd.function import once_differentiable
 
-from rnas.frozen import Model, is_hooked, is_known
-from rnas.ops import Normalize
-from rnas.precision import pass_dtype
+from rnas.compute.freezing import Model, is_hooked, is_known
+from rnas.compute.precision import pass_dtype
+from rnas.nets.ops import Normalize
 
 M = TypeVar("M", bound=nn.Module)
 Parts = tuple[tuple[str, nn.Module], ...]

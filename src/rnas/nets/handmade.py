@@ -2,7 +2,7 @@
 
 Each is a sequence of named stages (`normalize`, `stem`, `stage1`, ..., `classifier`) whose outputs a forward hook can
 read. Images (B,3,H,W) in [0,1], logits (B,classes). The last features are averaged over their positions, so that every
-image size fits the same weights. Parameters are, to the one, those of the definitions that `rnas.paper` names.
+image size fits the same weights. Parameters are, to the one, those of the definitions that `rnas.published` names.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import itertools
 import torch
 from torch import Tensor, nn
 
-from rnas.frozen import Model
+from rnas.compute.freezing import Model
 from rnas.nets.folding import folded
-from rnas.ops import Normalize
+from rnas.nets.ops import Normalize
 
 Statistics = tuple[float, ...]  # a mean or standard deviation per colour channel
 

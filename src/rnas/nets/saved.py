@@ -13,13 +13,13 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from rnas import files
+from rnas.compute.precision import float32_by_default
 from rnas.errors import RnasError
 from rnas.genotype import architecture_from_json
 from rnas.nets import zoo
 from rnas.nets.own import build_own, is_own
-from rnas.precision import float32_by_default
+from rnas.records.layout import META, WEIGHTS
 
-WEIGHTS, META = "model.safetensors", "model.json"
 MOST = {"cells": 1000, "channels": 10_000, "stem_stride": 2}
 """What a damaged model.json could ask for beyond would take the machine's memory first."""
 

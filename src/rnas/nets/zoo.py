@@ -1,21 +1,24 @@
-"""Every architecture by its name. The facts about them (year, source, the paper's figures) are in `rnas.paper`."""
+"""Every architecture by its name. The facts about them (year, source, the paper's figures) are in `rnas.published`."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from rnas import paper
+from rnas import published as paper
 from rnas.errors import RnasError
-from rnas.genotype import Architecture
+from rnas.files import read_json
+from rnas.genotype import Architecture, architecture_from_json
 from rnas.nets import handmade
 from rnas.nets.count import macs, parameters
 from rnas.nets.derived import DerivedNetwork, ImageSize, check_count, check_image_size
 from rnas.nets.handmade import Statistics
+from rnas.records.layout import SETTINGS
 
 MEAN = (0.5, 0.5, 0.5)
 STD = (0.25, 0.25, 0.25)
@@ -159,3 +162,32 @@ def _cells(row: dict[str, Any]) -> list[str]:
         unknown if row["paper_params_M"] is None else str(row["paper_params_M"]),
         "; ".join(text for text in (row["source"] or "none", row["note"]) if text),
     ]
+
+
+def find_architecture(arch: str) -> tuple[str, Architecture | None]:
+    """What ARCH names: a member of the zoo (its name, None), or a genotype's file or search folder
+    ("genotype", the genotype), or the folder of a training of one. RnasError if it is none of them."""
+    path = Path(arch)
+    for candidate in (path, path / "genotype.json", path / "search" / "genotype.json"):
+        if candidate.is_file():
+            return "genotype", architecture_from_json(read_json(candidate), str(candidate))
+    if (path / SETTINGS).is_file() and (genotype := _object(path / SETTINGS).get("genotype")) is not None:
+        return "genotype", architecture_from_json(genotype, str(path / SETTINGS))
+    if path.is_dir():
+        raise RnasError(f"{arch} holds no genotype.json: expected the folder of a finished search")
+    if path.suffix == ".json":
+        raise RnasError(f"cannot read {arch}: there is no such file")
+    return paper.find(arch).name, None
+
+
+def searched_on(folder: Path) -> str | None:
+    """The images that the search in `folder` was on, if it is one and says so."""
+    path = folder / SETTINGS
+    source = _object(path).get("source") if path.is_file() else None
+    return source.get("data") if isinstance(source, dict) else None
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`, or an empty one where it holds something else."""
+    found = read_json(path)
+    return found if isinstance(found, dict) else {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
@@ -13,12 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rnas.errors import RnasError
+from rnas.records.arrays import UNBOUNDED
 from rnas.report.read import NetworkPart, differing, read_parts
 from rnas.report.words import attack_name
-from rnas.runs import UNBOUNDED
+from rnas.statistics import mcnemar, paired_interval
 from rnas.wording import apart
 
 Mask = NDArray[np.bool_]
+
+
 LEVEL = 0.05
 """A corrected p-value below this shows a difference."""
 
@@ -47,25 +49,6 @@ class Comparison:
     evaluation_a: str = "evaluation.json"
     """The file of A's evaluation."""
     evaluation_b: str = "evaluation.json"
-
-
-def mcnemar(only_a: int, only_b: int) -> float:
-    """The two-sided p-value of McNemar's exact test; 1 where the two never disagree."""
-    if only_a + only_b == 0:
-        return 1.0
-    from scipy.stats import binomtest  # here, because it takes half a second
-
-    return float(binomtest(only_a, only_a + only_b, 0.5).pvalue)
-
-
-def paired_interval(only_a: int, only_b: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """An interval for the difference of two proportions on the same `n` images: Wald's, with one image added to each
-    kind of disagreement (Bonett and Price 2012, "Adjusted Wald confidence interval for a difference of binomial
-    proportions based on paired data")."""
-    pa, pb = (only_a + 1) / (n + 2), (only_b + 1) / (n + 2)
-    middle = pa - pb
-    half = z * math.sqrt((pa + pb - middle**2) / (n + 2))
-    return max(-1.0, middle - half), min(1.0, middle + half)
 
 
 def compare(runs: Sequence[Path | str]) -> list[Comparison]:

@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rnas.errors import RnasError
-from rnas.report import theme
-from rnas.report.drawing import Dot, Drawing, Picture, Text, arranged, text_width
+from rnas.records.arrays import read_arrays
+from rnas.records.schema import Record
+from rnas.report.drawing import theme
+from rnas.report.drawing.shapes import Dot, Drawing, Picture, Text, arranged, text_width
 from rnas.report.figures import Distorted, distortion_drawings
 from rnas.report.read import read_distortion
-from rnas.runs import Record, read_arrays
 
 DEPTHS = 5
 """Layers of a figure of several depths."""

@@ -11,15 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rnas.genotype import Cell
-from rnas.report import theme
-from rnas.report.cells import pretty, state_name
-from rnas.report.charts import Bubble, Format, Mark, Series, bubble_chart, dot_chart, line_chart, percent, short
-from rnas.report.drawing import Drawing, Text, png, polyline
+from rnas.records.arrays import union
+from rnas.records.schema import Record
+from rnas.report.drawing import theme
+from rnas.report.drawing.cells import pretty, state_name
+from rnas.report.drawing.charts import Bubble, Format, Mark, Series, bubble_chart, dot_chart, line_chart, percent, short
+from rnas.report.drawing.shapes import Drawing, Text, png, polyline
 from rnas.report.html import Html, el, join
 from rnas.report.read import Examples, NetworkPart, SearchPart
 from rnas.report.tables import chance, columns_of, entry
 from rnas.report.words import attack_name, threat
-from rnas.runs import Record, union
 from rnas.wording import radius
 
 DASH = (5.0, 4.0)

@@ -12,21 +12,14 @@ from typing import NamedTuple
 from rnas.errors import RnasError
 from rnas.files import write_text
 from rnas.genotype import Cell, Genotype
-from rnas.report import figures, tables, theme
-from rnas.report.cells import TITLES, draw_cell
-from rnas.report.charts import percent, short
+from rnas.report import figures, tables
 from rnas.report.compare import Comparison, compare_networks, shown_best
+from rnas.report.drawing import theme
+from rnas.report.drawing.cells import TITLES, draw_cell
+from rnas.report.drawing.charts import percent, short
 from rnas.report.html import Html, el, join
 from rnas.report.read import NetworkPart, Part, SearchPart, read_parts
-from rnas.report.words import (
-    CW_CAVEAT,
-    CW_L2_CAVEAT,
-    attack_name,
-    count,
-    threat,
-    training,
-    work_sentence,
-)
+from rnas.report.words import CW_CAVEAT, CW_L2_CAVEAT, attack_name, count, threat, training, work_sentence
 from rnas.wording import apart, duration
 
 

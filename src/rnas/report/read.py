@@ -11,18 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rnas.errors import RnasError
-from rnas.evaluations import Kept, in_folder, is_of, read_all
 from rnas.files import read_json
 from rnas.genotype import CellCodes, Genotype, architecture_from_json
-from rnas.runs import (
-    ENVIRONMENT,
-    LOG,
-    SETTINGS,
-    Record,
-    number,
-    read_arrays,
-    read_log,
-)
+from rnas.records.arrays import read_arrays
+from rnas.records.evaluations import Kept, in_folder, is_of, read_all
+from rnas.records.folder import read_log
+from rnas.records.layout import ENVIRONMENT, LOG, SETTINGS
+from rnas.records.schema import Record, number
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from rnas import paper
-from rnas.report.charts import percent
+from rnas import published as paper
+from rnas.records.arrays import UNBOUNDED
+from rnas.records.schema import Record
 from rnas.report.compare import Comparison, p_value, points, verdict
+from rnas.report.drawing.charts import percent
 from rnas.report.html import Html, el
 from rnas.report.read import NetworkPart, Part
 from rnas.report.words import PAPER_TABLES, attack_name, count, threat, training
-from rnas.runs import UNBOUNDED, Record
 from rnas.wording import duration
 
 NO_VALUE = "–"

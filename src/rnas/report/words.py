@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
+from rnas.records.schema import Record
 from rnas.report.read import NetworkPart, Part
-from rnas.runs import Record
 from rnas.wording import radius
 
 _ATTACKS = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rnas import paper
+from rnas import published as paper
 from rnas.report.words import CW_CAVEAT, count
 from rnas.reproduce.budgets import BUDGETS, cuts
 from rnas.reproduce.plan import PUBLISHED_BOUNDS, Plan

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from rnas import paper
+from rnas import published as paper
 from rnas.errors import RnasError
 from rnas.genotype import Genotype
-from rnas.report import cells_drawing, theme
-from rnas.report.charts import Bubble, Mark, bubble_chart, dot_chart, percent
+from rnas.report import cells_drawing
 from rnas.report.distortion import Maps, deep_layer, depths, distortion_panels, feature_figure, maps_of, read_measured
-from rnas.report.drawing import Drawing, Text, arranged
+from rnas.report.drawing import theme
+from rnas.report.drawing.charts import Bubble, Mark, bubble_chart, dot_chart, percent
+from rnas.report.drawing.shapes import Drawing, Text, arranged
 from rnas.reproduce.plan import AT, ST, Plan, Row
 from rnas.reproduce.results import Value, collect, evaluation, value
 

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rnas import paper
-from rnas.evaluations import as_asked, read_all
+from rnas import published as paper
 from rnas.files import read_json
+from rnas.records.evaluations import as_asked, read_all
+from rnas.records.folder import read_log
+from rnas.records.schema import number
 from rnas.report.read import read_distortion
 from rnas.reproduce.plan import AT, ST, Plan, Row
-from rnas.runs import number, read_log
 from rnas.settings import Evaluate, Search
 from rnas.statistics import wilson
 

@@ -22,14 +22,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from rnas.graphs import WEIGHTS
+from rnas.compute.memory import buffers_kept
+from rnas.fast.recording import WEIGHTS
 from rnas.nas.engine import Engine, Slope
 from rnas.nas.methods.base import Alphas, Cost, Fields, Method, adam
 from rnas.nas.objectives import ArchitectureLoss
-from rnas.nets.recompute import buffers_kept
 from rnas.nets.space import Shape, Weights
-from rnas.objectives import Objective
 from rnas.settings import Flag, Search, at_least
+from rnas.training.objectives import Objective
 
 
 @dataclass(frozen=True)

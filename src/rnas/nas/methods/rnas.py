@@ -15,17 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rnas.compute.precision import FP32, Precision
 from rnas.errors import RnasError
-from rnas.graphs import PROJECTION as PROJECTION_STEP
+from rnas.fast.recording import PROJECTION as PROJECTION_STEP
 from rnas.nas.engine import PROJECTION, Batch, Engine, Measured, Slope
 from rnas.nas.methods.base import Alphas, Cost, Fields, Method, adam
 from rnas.nas.objectives import Vulnerability, passed
 from rnas.nas.projection import ROUND, project
 from rnas.nets.space import Shape, Weights
-from rnas.objectives import FP32
-from rnas.precision import Precision
 from rnas.settings import Bound, Count, Features, Reduction, Search, at_least
-from rnas.steps import only
+from rnas.training.step import differentiating_only
 from rnas.wording import apart
 
 # The projection aims this share under H: F is sampled, and the promise is F ≤ H on the monitored images.
@@ -122,7 +121,7 @@ class Rnas(Method):
                     yield x, x_adv
 
         drawn = rounds()
-        with only(list(self.parameters()), engine.net):
+        with differentiating_only(list(self.parameters()), engine.net):
             done = project(
                 list(self.parameters()),
                 lambda scale: self.slope_of_f(engine, *next(drawn), scale),
