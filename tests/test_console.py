@@ -6,10 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from rnas.search import search
 
 from rnas.console import Console, wrapped
-from rnas.settings import Perturbation, Search, SearchSpace, Source
+from rnas.nas.methods.rnas import Settings as Search
+from rnas.nas.search import search
+from rnas.settings import Perturbation, SearchSpace, Source
 
 
 class Terminal(io.StringIO):
