@@ -184,7 +184,7 @@ def test_an_attack_in_bfloat16_leaves_the_supernet_alone() -> None:
     x, y = images(4, 16, torch.float32), torch.arange(4)
     with frozen(fast, *given(fast)) as fixed, torch.no_grad():
         expected = fixed(x)
-    with BF16.autocast(CPU), frozen(fast) as fixed, torch.no_grad():
+    with BF16.autocast(CPU), frozen(fast, *given(fast)) as fixed, torch.no_grad():
         assert off([expected], [fixed(x)]) < 0.02
     x_adv = craft(PGD(steps=3), fast, x, y, BF16)
     assert x_adv.dtype == torch.float32

@@ -207,3 +207,25 @@ def test_the_log_forgets_what_no_checkpoint_holds(tmp_path: Path) -> None:
         f.write(json.dumps({"event": "epoch", "epoch": 3}) + '\n{"event": "ep')
     search(replace(settings, resume=True))
     assert [e["epoch"] for e in read_log(tmp_path)] == [1, 2]
+
+
+def test_a_checkpoint_of_before_goes_on(tmp_path: Path) -> None:
+    """When α were the network's own, the bound lay beside it, and strengths were nowhere."""
+    settings = replace(SMALL, epochs=2, bound="0.9x", projection_steps=5)
+    search(replace(settings, out=tmp_path / "whole"))
+    search(replace(settings, out=tmp_path / "old"))
+    saved = checkpoint_of(tmp_path / "whole")
+    bound = saved["net"].pop("architecture._extra_state")["bound"]
+    net = {name.replace("architecture.alpha.", "alpha_"): t for name, t in saved["net"].items()}
+    assert {"alpha_normal", "alpha_reduce"} < set(net)
+    old = {**saved, "net": net, "bound": bound}
+    del old["strengths"], old["shape"]
+    torch.save(old, tmp_path / "old" / "checkpoint.pt")
+    (tmp_path / "old" / "genotype.json").unlink()
+    file = tmp_path / "old" / "settings.json"
+    file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "lr_min"}))
+    search(replace(settings, out=tmp_path / "old", resume=True))
+    for name in ("alphas.npz", "strengths.npz"):
+        with np.load(tmp_path / "old" / name) as ours, np.load(tmp_path / "whole" / name) as theirs:
+            assert all(np.array_equal(ours[k], theirs[k]) for k in theirs.files), name
+    assert Genotype.load(tmp_path / "old" / "genotype.json") == Genotype.load(tmp_path / "whole" / "genotype.json")

@@ -116,7 +116,7 @@ class Engine:
         self.precision = choose_precision(self.settings.precision)
         self.generator = torch.Generator()
         """For a method's noise: on the CPU, seeded for every epoch."""
-        self.epoch = 0
+        self.epoch = self.steps = 0
         self.run: Run | None = None
         """Where the search is written, once it is open."""
 
@@ -260,9 +260,9 @@ class Engine:
         """R = mean_b ‖d_b‖ for d_b = Σ_i s_i ∇_x ℓ_b(x_i), and its gradients for `parameters`: by first-order passes.
 
         `terms`: (s_i, x_i (B,3,H,W)): of RACL and DSRNA one, of AdvRush two (+1 shifted, -1 as it is). With u_b the
-        slope of the norm at d_b, held fixed, ∇R = ∇ mean_b Σ_i s_i (ℓ_b(x_i + εu_b) - ℓ_b(x_i - εu_b)) / 2ε, as ε becomes
-        small up to kinks (docs/decisions/022). `eps` is a length in pixel values (l2: of the image's whole shift, l1:
-        of each pixel's). BN's running statistics stay as they are. Tells R.
+        slope of the norm at d_b, held fixed, ∇R = ∇ mean_b Σ_i s_i (ℓ_b(x_i + εu_b) - ℓ_b(x_i - εu_b)) / 2ε, as ε
+        becomes small up to kinks (docs/decisions/022). `eps` is a length in pixel values (l2: of the image's whole
+        shift, l1: of each pixel's). BN's running statistics stay as they are. Tells R.
         """
         parameters = list(parameters)
         d = sum(s * self._input_gradient(loss, x, y, noise, train) for s, x in terms)

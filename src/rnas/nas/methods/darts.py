@@ -84,7 +84,7 @@ class Darts(Method):
             engine.descend_weights(x, y)
         return {}
 
-    def descend_alphas(self, engine: Engine, x: Tensor, y: Tensor, x_val: Tensor, y_val: Tensor) -> None:
+    def descend_alphas(self, engine: Engine, x: Tensor, y: Tensor, x_val: Tensor, y_val: Tensor) -> Slope:
         """One step of α on a validation batch; the training batch is for the step ahead."""
         loss = ArchitectureLoss(engine.precision)
 
@@ -97,6 +97,7 @@ class Darts(Method):
             slope = second_order(engine, list(self.parameters()), loss, (x, y), validation)
         engine.descend(slope, self.parameters(), engine.optimiser)
         engine.saw_architecture(slope, y_val)
+        return slope
 
     @classmethod
     def cost(cls, settings: Search, epoch: int, iterations: float) -> Cost:
