@@ -11,8 +11,8 @@ from pathlib import Path as _Path
 
 _sys.path.insert(0, str(_Path(__file__).parent / "src"))  # a clone need not be installed
 
-from rnas import paper as _paper
-from rnas.nets import saved as _saved
+from rnas import published as _paper
+from rnas.nets import saved
 from rnas.nets import zoo as _zoo
 
 dependencies = ["torch", "numpy", "safetensors", "tyro"]
@@ -20,7 +20,7 @@ dependencies = ["torch", "numpy", "safetensors", "tyro"]
 
 def load(folder):
     """The trained network in `folder` (what `rnas train` writes), in eval mode; images (B,3,H,W) in [0,1]."""
-    return _saved.load_model(_Path(folder))[0]
+    return saved.load_model(_Path(folder))[0]
 
 
 for _name, _published in _paper.architectures().items():

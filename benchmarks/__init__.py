@@ -1,5 +1,5 @@
 """Benchmarks, in a process that is set as the command line sets its own, which must be before torch is imported."""
 
-from rnas import process
+from rnas.compute import threads as process
 
 process.settle()

@@ -29,8 +29,8 @@ from rnas import data
 from rnas.attacks import APGD, FAB, PGD, Square
 from rnas.attacks.autoattack import member, standard
 from rnas.attacks.losses import cross_entropy, margin, ranked, targeted_dlr
-from rnas.frozen import frozen, unfolded
-from rnas.nets.handmade import Residual
+from rnas.compute.freezing import frozen, unfolded
+from rnas.nets.handmade import Residual, Stages
 from rnas.nets.zoo import build
 
 RESULTS = Path(__file__).parent / "results"
@@ -199,7 +199,7 @@ def residual_network(classes: int, channels: int = 16) -> nn.Module:
 
     c = channels
     layers = [*conv_bn(3, c), nn.ReLU(), *block(c, c, 1), *block(c, 2 * c, 2), *block(2 * c, 4 * c, 2)]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * c, classes))
+    return Stages(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * c, classes))
 
 
 NETWORKS: dict[str, tuple[str, Callable[[int], nn.Module]]] = {

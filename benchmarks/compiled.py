@@ -23,14 +23,14 @@ from torch import Tensor, nn
 
 from benchmarks.search_step import Steps
 from benchmarks.timing import add_options, clock, fits, interleaved, machine, median, program, ratio, save, settle
-from rnas.frozen import Model, frozen
+from rnas.compute.device import choose_precision
+from rnas.compute.freezing import Model, frozen
+from rnas.compute.layout import arranged_for
+from rnas.compute.precision import Precision, full_precision
 from rnas.nets.derived import DerivedNetwork
-from rnas.nets.fast_kernels import arranged_for
 from rnas.nets.space import uniform
 from rnas.nets.supernet import Supernet
 from rnas.nets.zoo import build
-from rnas.precision import Precision, full_precision
-from rnas.steps import choose_precision
 
 PASSES = ("weight", "attack")
 
@@ -100,8 +100,6 @@ def measure(net: nn.Module, size: int, precision: Precision, rounds: int, backen
     compiled = torch.compile(net, dynamic=False, backend=backend)
     found = {"weight": compare(precision.of(net), precision.of(compiled), x, y, list(parameters), rounds)}
     with precision.autocast(device), frozen(net) as fixed:
-        with torch.no_grad():
-            fixed(x[:2])  # finds out whether the fast form equals the network
         images = x.clone().requires_grad_()
         compiled = torch.compile(fixed, dynamic=False, backend=backend)
         found["attack"] = compare(precision.of(fixed), precision.of(compiled), images, y, [images], rounds)

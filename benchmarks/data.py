@@ -31,7 +31,7 @@ from benchmarks.timing import EPOCH, interleaved, machine, median, positive, pro
 from rnas.attacks import PGD
 from rnas.data import Split, batches, images
 from rnas.nets.zoo import build
-from rnas.steps import weight_step
+from rnas.training.step import weight_step
 
 HERE = Path(__file__).resolve().parent
 PARTS = ("load", "decode", "share")
@@ -144,7 +144,9 @@ def batch_share(device: str, batch_size: int, size: int, networks: list[str], ro
             "ST": lambda n=net, p=parameters, o=optimizer: weight_step(n, p, o, None, x, y, 5.0),
             "AT": lambda n=net, p=parameters, o=optimizer: weight_step(n, p, o, PGD(steps=7), x, y, 5.0),
         }
-        runs["AT"]()  # with the uncounted round two calls: the second tries to record the attack (`rnas.graphs`)
+        runs[
+            "AT"
+        ]()  # with the uncounted round two calls: the second tries to record the attack (`rnas.fast.recording`)
         seconds = {what: median(values) for what, values in interleaved(runs, rounds, device).items()}
         out[name] = {
             "step_ms": {what: round(1e3 * s, 1) for what, s in seconds.items()},

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.timing import add_options, interleaved, machine, median, program, save, settle
-from rnas.nets.fast_kernels import arrange, depthwise, depthwise_input_grad, depthwise_weight_grad
+from rnas.compute.layout import arrange
+from rnas.fast.cpu_kernels import depthwise, depthwise_input_grad, depthwise_weight_grad
 
 MAPS = ((16, 32), (32, 16), (64, 8))  # channels, pixels a side
 KERNELS = ((3, 1, 1), (5, 1, 1), (3, 1, 2), (5, 1, 2), (3, 2, 1), (5, 2, 1))  # size, dilation, stride

@@ -1,4 +1,4 @@
-"""What keeping freed memory (`rnas.process`) is worth to the fast supernet's steps on a CPU.
+"""What keeping freed memory (`rnas.compute.threads`) is worth to the fast supernet's steps on a CPU.
 
     python -m benchmarks.kept_memory [--threads 1] [--rounds 9] [--json FILE]
 
@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.search_step import Steps
 from benchmarks.timing import machine, positive, program, save
-from rnas.precision import Precision
+from rnas.compute.precision import Precision
 
 STEPS = ("pgd", "weight", "alpha")
 AS_IT_COMES = {"MALLOC_ARENA_TEST": "2"}  # means nothing, but that somebody has set malloc: then rnas does not

@@ -24,10 +24,10 @@ from torch.utils._pytree import tree_leaves
 from benchmarks.projected import search_seconds
 from benchmarks.search_step import ATTACK_STEPS, PASSES, VARIANTS, Steps
 from benchmarks.timing import EPOCH, program, save
+from rnas.compute.precision import Precision
 from rnas.data import Split, batches
 from rnas.nets.zoo import build
-from rnas.precision import Precision
-from rnas.steps import weight_step
+from rnas.training.step import weight_step
 
 NONE = ("aten.empty", "aten.new_empty", "aten.detach", "aten._unsafe_view")
 

@@ -39,9 +39,9 @@ from benchmarks.timing import (
     settle,
     times,
 )
-from rnas.nets.fast import FastSupernet
+from rnas.compute.precision import full_precision
+from rnas.fast.supernet import FastSupernet
 from rnas.nets.space import Shape, Weights
-from rnas.precision import full_precision
 from rnas.settings import SearchSpace
 
 ROBNET = SearchSpace(operations=("sep_conv_3x3", "skip_connect"))

@@ -19,7 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.search_step import Steps
 from benchmarks.timing import machine, positive, program, save
-from rnas.precision import Precision, full_precision
+from rnas.compute.precision import Precision, full_precision
 
 KINDS = {
     "backward of convolutions": ("convolution_backward",),

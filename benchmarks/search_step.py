@@ -13,8 +13,8 @@ and the steps of an iteration:
   alpha       α's gradient on clean and adversarial images (train mode, Eq. 8)
   projection  α's gradient of the network vulnerability (train mode, Eq. 9)
   iteration   14 pgd + weight + alpha, from the medians
-On a GPU the fast steps are timed as a search takes them, recorded where that pays (`rnas.graphs`), and launched as
-well; the pgd step is a seventh of a whole attack.
+On a GPU the fast steps are timed as a search takes them, recorded where that pays (`rnas.fast.recording`), and
+launched as well; the pgd step is a seventh of a whole attack.
 The floor of a step is its multiply-adds at the rate of a large matrix product, beside the bytes that its convolutions
 must read and write at the rate of a copy; what its calls cost is the time of the same step on one 8x8 image. On a CPU
 peak memory is measured at --memory-batch-size in processes of their own, on a GPU at every batch size. From the steps
@@ -57,19 +57,21 @@ from benchmarks.timing import (
 )
 from rnas.attacks import PGD
 from rnas.attacks.norms import project, steepest
-from rnas.frozen import unfolded
-from rnas.graphs import ALPHAS, WEIGHTS, forget
+from rnas.compute.device import choose_precision
+from rnas.compute.freezing import unfolded
+from rnas.compute.precision import Precision, full_precision
+from rnas.fast import supernet as fast
+from rnas.fast.recording import ALPHAS, WEIGHTS, forget
+from rnas.fast.supernet import FastSupernet
 from rnas.nas.engine import Engine, Halves
 from rnas.nas.methods.rnas import Rnas, Settings, ValidationLoss
-from rnas.nets import fast
 from rnas.nets.count import macs
-from rnas.nets.fast import FastSupernet
 from rnas.nets.space import uniform
 from rnas.nets.supernet import Supernet
-from rnas.objectives import CrossEntropy
-from rnas.precision import Precision, full_precision
 from rnas.settings import SearchSpace
-from rnas.steps import choose_precision, craft, differentiated
+from rnas.training.adversarial import craft
+from rnas.training.objectives import CrossEntropy
+from rnas.training.step import differentiated
 from rnas.vulnerability import network_vulnerability
 
 VARIANTS = ("published", "frozen", "fast")
@@ -131,7 +133,7 @@ class Steps:
         return self.net(x, self.method.weights())
 
     def as_chosen(self, step: str) -> Callable[[], object]:
-        """The step as a search takes it on a GPU: launched, or recorded where that is quicker (`rnas.graphs`)."""
+        """The step as a search takes it on a GPU: launched, or recorded where that is quicker."""
         self.prepare(step)
         if step == "pgd":
             attack = PGD(steps=ATTACK_STEPS)

@@ -27,18 +27,19 @@ from rnas import data as images
 from rnas.console import Console
 from rnas.data import Dataset
 from rnas.data.dataset import stratified
-from rnas.evaluation import wilson
+from rnas.evaluation.evaluate import wilson
 from rnas.files import read_json, replacing, write_json
 from rnas.genotype import Genotype, architecture_from_json
 from rnas.nas.methods.rnas import Settings as Search
-from rnas.nas.search import GENOTYPE, search
+from rnas.nas.search import search
 from rnas.nets import zoo
 from rnas.nets.count import macs, parameters
 from rnas.nets.handmade import resnet18
-from rnas.report.compare import mcnemar, paired_interval
-from rnas.runs import write_arrays
+from rnas.records.arrays import write_arrays
+from rnas.records.layout import GENOTYPE
 from rnas.settings import SearchSpace, Source, Train
-from rnas.train import fit
+from rnas.statistics import mcnemar, paired_interval
+from rnas.training.train import fit
 
 PUBLISHED = ("RNAS-L", "RNAS-H", "DARTS", "PC-DARTS", "AdvRush")
 SEARCHED, RESIDUAL = "RNAS, searched here", "ResNet18"

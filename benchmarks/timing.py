@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
+from rnas.compute.device import choose_device
 from rnas.errors import RnasError
-from rnas.steps import choose_device
 
 EPOCH = 390
 """Batches of 128 in an epoch of CIFAR-10: what an epoch draws once for all of them is shared by as many."""

@@ -6,7 +6,7 @@
 Variants, interleaved:
   published          the network as it is; every `backward` computes the gradients of all weights
   unfolded           the network as it is; the attack differentiates its images only
-  ours               `rnas.steps.weight_step` for training, `rnas.attacks` for evaluation
+  ours               `rnas.training.step.weight_step` for training, `rnas.attacks` for evaluation
   ours, save_memory  the same training with every cell computed again for the backward pass (cell networks)
 of a step of PGD-7 training (20 cells, C = 36, at 32x32: attack, forward, backward, SGD) and of PGD-20, which is float32
 always. The floor is its multiply-adds at the rate of a large matrix product. From the step follows what 600 epochs of
@@ -43,12 +43,13 @@ from benchmarks.timing import (
 )
 from rnas.attacks import PGD
 from rnas.attacks.norms import project, random_point, steepest
-from rnas.frozen import Model, unfolded
+from rnas.compute.device import choose_precision
+from rnas.compute.freezing import Model, unfolded
+from rnas.compute.precision import Precision, full_precision
 from rnas.nets.count import macs
 from rnas.nets.derived import DerivedNetwork
 from rnas.nets.zoo import build
-from rnas.precision import Precision, full_precision
-from rnas.steps import choose_precision, weight_step
+from rnas.training.step import weight_step
 
 COLUMNS = ("published", "unfolded", "ours", "floor")
 BARS = {"RNAS-L": 2.0, "ResNet18": 1.3}
@@ -135,7 +136,7 @@ def variants(
 
 def measure(runs: dict[str, Callable[[], object]], rounds: int, device: str) -> dict[str, Any]:
     """Seconds of each variant, ratios, and on a GPU peak MiB."""
-    for _ in range(2):  # the second call of an attack tries to record it (`rnas.graphs`)
+    for _ in range(2):  # the second call of an attack tries to record it (`rnas.fast.recording`)
         fits(runs["ours"])
     samples = interleaved(runs, rounds, device)
     seconds = {variant: median(values) for variant, values in samples.items()}

@@ -38,9 +38,10 @@ except ImportError as e:
 
 from benchmarks.search_step import PASSES, Steps
 from benchmarks.timing import positive, program, save
+from rnas.compute.precision import Precision
 from rnas.errors import RnasError
-from rnas.nets import fast, fast_triton
-from rnas.precision import Precision
+from rnas.fast import supernet as fast
+from rnas.fast import triton as fast_triton
 
 Arguments = dict[str, Any]
 Counts = dict[str, int]

@@ -2,7 +2,7 @@
 
 import os
 
-from rnas import process
+from rnas.compute import threads as process
 
 process.settle()  # before torch is imported
 NO_GPU = "there is no GPU here"
@@ -42,4 +42,4 @@ def _on_a_gpu(request: pytest.FixtureRequest) -> None:
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The test runs in both forms of the fast supernet, here on a CPU."""
     if request.param == "as on a GPU":
-        monkeypatch.setattr("rnas.nets.fast.on_cpu", lambda x: False)
+        monkeypatch.setattr("rnas.fast.supernet.on_cpu", lambda x: False)

@@ -6,15 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rnas import steps
 from rnas.attacks import PGD
+from rnas.compute.precision import FP32, Precision
 from rnas.nas.engine import Engine, Halves
 from rnas.nas.methods.base import Method
 from rnas.nas.methods.rnas import Rnas, Settings
 from rnas.nets.space import Weights, uniform
 from rnas.nets.supernet import Supernet
-from rnas.objectives import FP32
-from rnas.precision import Precision
+from rnas.training import adversarial, step
 
 
 class Alphas(nn.Module):
@@ -69,8 +68,8 @@ def given(net: nn.Module) -> tuple[Weights, ...]:
 
 
 def craft(attack: PGD, net: nn.Module, x: Tensor, y: Tensor, precision: Precision = FP32) -> Tensor:
-    return steps.craft(attack, net, x, y, precision, *given(net))
+    return adversarial.craft(attack, net, x, y, precision, *given(net))
 
 
 def weight_step(net: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-    return steps.weight_step(net, *args, **kwargs, weights=given(net))
+    return step.weight_step(net, *args, **kwargs, weights=given(net))

@@ -1,23 +1,22 @@
-"""The speed benchmarks: what they project is known for made-up steps; what does not fit does not stop the rest."""
+"""The speed benchmarks: each runs to its end and writes its JSON; what they project is known for made-up steps."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from benchmarks import __main__ as everything
 from benchmarks import compiled, data, depthwise, kept_memory, profiled, search_step, train_step
-from benchmarks.projected import duration, search_seconds, training_seconds
-from benchmarks.timing import interleaved, median, program, ratio
+from benchmarks.projected import search_seconds
+from benchmarks.timing import interleaved, median, ratio
 
+from rnas.compute.precision import Precision
 from rnas.nas.methods.rnas import Settings as Search
 from rnas.nets.count import macs
 from rnas.nets.zoo import build
-from rnas.precision import Precision
 from rnas.settings import Perturbation, SearchSpace
 
 
@@ -27,6 +26,23 @@ def _threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+def small_cells(name: str, classes: int, cells: int = 3) -> torch.nn.Module:
+    return build(name, classes, cells=cells, channels=4)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks and maps of a size that takes a second, on a machine of known rates."""
+    monkeypatch.setattr(search_step, "SearchSpace", lambda: SearchSpace(cells=3, channels=2, nodes=1))
+    for module in (train_step, compiled):
+        monkeypatch.setattr(module, "build", small_cells)
+    for module in (search_step, train_step):
+        monkeypatch.setattr(module, "rates", lambda *_: {"gemm_gflops": 100.0, "copy_gb_per_s": 10.0})
+    monkeypatch.setattr(train_step, "printed_by", lambda program, options: 200.0)  # a process of its own
+    monkeypatch.setattr(depthwise, "MAPS", ((4, 8),))
+    monkeypatch.setattr(kept_memory, "STEPS", ("pgd",))
 
 
 STEP = {"pgd": 1.0, "weight": 10.0, "alpha": 100.0, "projection": 1000.0}
@@ -51,12 +67,6 @@ def test_the_papers_search() -> None:
     assert search_seconds({**nothing, "pgd": 1.0}, 128) == 7 * attacks
 
 
-def test_the_papers_training() -> None:
-    assert training_seconds(0.5, 128) == 600 * 390 * 0.5
-    assert duration(5400) == "1.5 hours"
-    assert duration(10 * 86400) == "10 days"
-
-
 def test_what_does_not_fit_is_left_out() -> None:
     def too_large() -> None:
         raise torch.OutOfMemoryError("made up")
@@ -68,30 +78,55 @@ def test_what_does_not_fit_is_left_out() -> None:
     assert ratio(median(seconds["large"]), median(seconds["small"])) is None
 
 
-def test_the_benchmark_of_the_search_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """At a size that takes a second: both precisions, the projected cost, and a JSON with the samples."""
-    monkeypatch.setattr(search_step, "SearchSpace", lambda: SearchSpace(cells=3, channels=2, nodes=1))
-    monkeypatch.setattr(search_step, "rates", lambda *_: {"gemm_gflops": 100.0, "copy_gb_per_s": 10.0})
-    options = "--batch-size 2 --precision fp32 bf16 --rounds 1 --memory-batch-size 0 --json".split()
-    search_step.main([*options, str(tmp_path / "steps.json")])
-    printed = capsys.readouterr().out
-    assert "the paper's search, 60 epochs of CIFAR-10, fast: " in printed
-    assert "fp32/bf16, fast, batch size 2: pgd " in printed
-    runs = json.loads((tmp_path / "steps.json").read_text())["runs"]
+def written(main: Callable[[list[str]], None], options: str, folder: Path) -> dict:
+    main([*options.split(), "--json", str(folder / "found.json")])
+    return json.loads((folder / "found.json").read_text())
+
+
+def test_the_benchmark_of_the_search_runs(small: None, tmp_path: Path) -> None:
+    options = "--batch-size 2 --precision fp32 bf16 --rounds 1 --memory-batch-size 0"
+    runs = written(search_step.main, options, tmp_path)["runs"]
     assert [(run["batch_size"], run["precision"]) for run in runs] == [(2, "fp32"), (2, "bf16")]
     fast = {step: of["fast"] for step, of in runs[0]["seconds"].items() if step != "iteration"}
     assert runs[0]["papers_search_seconds"]["fast"] == pytest.approx(search_seconds(fast, 2))
-    assert len(runs[0]["samples"]["pgd"]["fast"]) == 1
-    assert all(seconds > 0 for seconds in runs[0]["calls_seconds"].values())
     assert runs[0]["launched_seconds"] == {}, "without a GPU nothing is recorded"
 
 
+def test_the_benchmark_of_training_runs(small: None, tmp_path: Path) -> None:
+    """The floor of training is 7 passes for the images, forward and back, and one also for the weights: 17 in all."""
+    (run,) = written(train_step.main, "--networks RNAS-L --batch-size 2 --rounds 1", tmp_path)["runs"]
+    training, evaluation = run["RNAS-L"]["PGD-7 training"], run["RNAS-L"]["PGD-20"]
+    assert training["floor_seconds"] == pytest.approx(17 * 2 * 2 * macs(small_cells("RNAS-L", 10)) / 100e9)
+    assert evaluation["floor_seconds"] / training["floor_seconds"] == pytest.approx(40 / 17)
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # by torch's own tracing
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")  # which it imports on a GPU
+def test_the_benchmark_of_compiling_runs(small: None, tmp_path: Path) -> None:
+    """With torch's tracing and without its compiler."""
+    options = "--networks RNAS-L --cells 3 --batch-size 2 --rounds 1 --backend eager"
+    (run,) = written(compiled.main, options, tmp_path)["runs"]
+    torch._dynamo.reset()
+    assert run["RNAS-L"].keys() == set(compiled.PASSES)
+
+
+def test_shares_of_a_profile_add_up(small: None, tmp_path: Path) -> None:
+    shares = written(profiled.main, "--batch-size 2", tmp_path)["shares"]
+    assert all(sum(of.values()) == pytest.approx(1) for of in shares.values())
+    assert shares["pgd, fast"]["matrix products"] > shares["pgd, published"]["matrix products"]
+
+
+def test_the_small_benchmarks_run(small: None, tmp_path: Path) -> None:
+    found = written(depthwise.main, "--batch-size 2 --rounds 1", tmp_path)["convolutions"]
+    assert [(f["kernel"], f["stride"], f["dilation"]) for f in found] == [(k, s, d) for k, d, s in depthwise.KERNELS]
+    assert written(kept_memory.main, "--rounds 1", tmp_path)["steps"]["pgd"]["ratio"] > 0
+
+
 @pytest.mark.parametrize("step", search_step.PASSES)
-def test_a_step_as_a_search_takes_it_has_the_gradients_of_the_step(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_as_a_search_takes_it_has_the_gradients_of_the_step(
+    step: str, small: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What is timed on a GPU is what is timed elsewhere."""
-    monkeypatch.setattr(search_step, "SearchSpace", lambda: SearchSpace(cells=3, channels=2, nodes=1))
     steps = search_step.Steps("fast", 2, "cpu", Precision(), image_size=8)
     found: list[tuple[torch.Tensor, ...]] = []
     differentiate = steps._differentiate
@@ -104,54 +139,6 @@ def test_a_step_as_a_search_takes_it_has_the_gradients_of_the_step(step: str, mo
     wanted = steps.thetas if step == "weight" else steps.alphas
     gradients = result[1] if step == "projection" else [p.grad for p in wanted]
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(found[0], gradients, strict=True))
-
-
-def small_cells(name: str, classes: int, cells: int = 3) -> torch.nn.Module:
-    return build(name, classes, cells=cells, channels=4)
-
-
-def test_the_benchmark_of_training_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The floor of training is 7 passes for the images, forward and back, and one also for the weights: 17 in all."""
-    monkeypatch.setattr(train_step, "build", small_cells)
-    monkeypatch.setattr(train_step, "rates", lambda *_: {"gemm_gflops": 100.0, "copy_gb_per_s": 10.0})
-    asked = []
-    monkeypatch.setattr(train_step, "printed_by", lambda program, options: asked.append(options[1]) or 200.0)
-    train_step.main(f"--networks RNAS-L --batch-size 2 --rounds 1 --json {tmp_path / 'train.json'}".split())
-    train_step.main("--networks RNAS-L --batch-size 2 --peak ours".split())
-    *printed, peak = capsys.readouterr().out.splitlines()
-    (run,) = json.loads((tmp_path / "train.json").read_text())["runs"]
-    training, evaluation = run["RNAS-L"]["PGD-7 training"], run["RNAS-L"]["PGD-20"]
-    assert asked == list(training["seconds"]) == ["published", "unfolded", "ours", "ours, save_memory"]
-    assert training["floor_seconds"] == pytest.approx(17 * 2 * 2 * macs(small_cells("RNAS-L", 10)) / 100e9)
-    assert evaluation["floor_seconds"] / training["floor_seconds"] == pytest.approx(40 / 17)
-    assert any("peak MiB: published 200, unfolded 200, ours 200" in line for line in printed)
-    assert float(peak) >= 0
-
-
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # by torch's own tracing
-@pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")  # which it imports on a GPU
-def test_the_benchmark_of_compiling_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """With torch's tracing and without its compiler: both passes of a cell network, in JSON and in words."""
-    monkeypatch.setattr(compiled, "build", small_cells)
-    options = "--networks RNAS-L --cells 3 --batch-size 2 --rounds 1 --backend eager --json".split()
-    compiled.main([*options, str(tmp_path / "compiled.json")])
-    torch._dynamo.reset()
-    (run,) = json.loads((tmp_path / "compiled.json").read_text())["runs"]
-    assert capsys.readouterr().out.count("compiling took") == len(compiled.PASSES)
-    for what in compiled.PASSES:
-        seconds = run["RNAS-L"][what]["seconds"]
-        assert run["RNAS-L"][what]["ratio"] == ratio(seconds["launched"], seconds["compiled"])
-
-
-def test_when_compiling_is_won_back() -> None:
-    """Ten seconds of compiling: after five passes that take two seconds less; never, if they take longer."""
-    assert compiled.passes_to_win_back(10.0, launched=6.0, compiled=4.0) == 5
-    assert compiled.passes_to_win_back(10.0, launched=4.0, compiled=6.0) is None
-    assert compiled.passes_to_win_back(10.0, launched=None, compiled=6.0) is None
 
 
 def test_a_result_is_named_after_the_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -175,7 +162,7 @@ def test_a_result_is_named_after_the_gpu(monkeypatch: pytest.MonkeyPatch, tmp_pa
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")
-def test_every_benchmark_runs_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_benchmark_runs_on_a_gpu(small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What `make bench` runs there, with less of everything: times, projections and peak memory in both precisions."""
     few = {
         "search_step": "--batch-size 2 --rounds 1",
@@ -186,11 +173,6 @@ def test_every_benchmark_runs_on_a_gpu(tmp_path: Path, monkeypatch: pytest.Monke
     programs = {name: (run, [*given, *few[name].split()]) for name, (run, given) in everything.ON_A_GPU.items()}
     monkeypatch.setattr(everything, "ON_A_GPU", programs)
     monkeypatch.setattr(everything, "RESULTS", tmp_path)
-    monkeypatch.setattr(search_step, "SearchSpace", lambda: SearchSpace(cells=3, channels=2, nodes=1))
-    for module in (search_step, train_step):
-        monkeypatch.setattr(module, "rates", lambda *_: {"gemm_gflops": 1e5, "copy_gb_per_s": 1e3})
-    for module in (train_step, compiled):
-        monkeypatch.setattr(module, "build", small_cells)
     monkeypatch.setattr(data, "build", lambda name, classes, image_size: small_cells(name, classes))
     monkeypatch.setattr(data, "EPOCH", 8)
     assert everything.main([]) == 0
@@ -203,72 +185,6 @@ def test_every_benchmark_runs_on_a_gpu(tmp_path: Path, monkeypatch: pytest.Monke
         assert run["papers_search_seconds"]["fast"] > 0
     assert results["train_step"]["runs"][0]["RNAS-L"]["PGD-7 training"]["peak_mib"]["ours"] > 0
     assert results["data"]["share"]["device"] == "cuda"
-
-
-def test_a_profile_adds_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every event has one kind, and the shares are of the whole."""
-    kinds = {
-        "aten::convolution_backward": "backward of convolutions",
-        "aten::mkldnn_convolution": "forward convolutions",
-        "aten::addmm": "matrix products",
-        "aten::max_pool2d_with_indices_backward": "pools",
-        "aten::threshold_backward": profiled.ELEMENTWISE,
-        "aten::t": profiled.REST,
-        "_MixBackward": profiled.REST,
-    }
-    assert {event: profiled.kind_of(event) for event in kinds} == kinds
-    monkeypatch.setattr(search_step, "SearchSpace", lambda: SearchSpace(cells=3, channels=2, nodes=1))
-    profiled.main(["--batch-size", "2", "--json", str(tmp_path / "profile.json")])
-    shares = json.loads((tmp_path / "profile.json").read_text())["shares"]
-    assert len(shares) == 4
-    assert all(sum(of.values()) == pytest.approx(1) for of in shares.values())
-    assert shares["pgd, fast"]["matrix products"] > shares["pgd, published"]["matrix products"]
-    assert "backward of convolutions" in capsys.readouterr().out
-
-
-def test_the_benchmark_of_depthwise_convolutions_compares_equal_gradients(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(depthwise, "MAPS", ((4, 8),))
-    depthwise.main(f"--batch-size 2 --rounds 1 --json {tmp_path / 'depthwise.json'}".split())
-    found = json.loads((tmp_path / "depthwise.json").read_text())["convolutions"]
-    assert [(f["kernel"], f["stride"], f["dilation"]) for f in found] == [(k, s, d) for k, d, s in depthwise.KERNELS]
-    assert all(f[what][way] > 0 for f in found for what in ("input", "kernels") for way in ("torch", "ours"))
-
-
-def test_two_processes_take_turns_with_memory_kept_and_not(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(kept_memory, "STEPS", ("pgd",))
-    kept_memory.main(["--rounds", "1", "--json", str(tmp_path / "kept.json")])
-    of = json.loads((tmp_path / "kept.json").read_text())["steps"]["pgd"]
-    assert of["ratio"] == of["as it comes"] / of["kept"] > 0
-    assert f"pgd: {of['ratio']:.2f} times as fast" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("main", "arguments", "said"),
-    [
-        (train_step.main, "--networks Nonsense --rounds 1", "unknown architecture 'Nonsense'"),
-        (search_step.main, "--device cuda", "device is cuda, but torch finds no GPU"),
-    ],
-)
-def test_bad_input_costs_a_sentence(
-    main: Callable[[list[str]], None],
-    arguments: str,
-    said: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(train_step, "rates", lambda *_: {"gemm_gflops": 100.0, "copy_gb_per_s": 10.0})
-    with pytest.raises(SystemExit) as stop:
-        program(lambda: main(arguments.split()))
-    assert stop.value.code == 2
-    assert said in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        search_step.main(["--rounds", "0"])
-    assert "invalid positive value: '0'" in capsys.readouterr().err
 
 
 SASS = """Function:_kernel
@@ -289,7 +205,7 @@ LBB2:
 """
 
 
-def test_a_loop_counts_as_often_as_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loop_counts_as_often_as_it_runs() -> None:
     pytest.importorskip("triton")
     from benchmarks import triton_kernels
 
@@ -297,24 +213,3 @@ def test_a_loop_counts_as_often_as_it_runs(monkeypatch: pytest.MonkeyPatch) -> N
     assert once == {"instructions": 5, "loads": 1}
     assert outer == {"instructions": 3, "loads": 1}
     assert loop == {"instructions": 3, "loads": 1}
-
-    kernel = SimpleNamespace(__name__="_kernel", arg_names=[])
-    launch = triton_kernels.Launch(kernel, programs=10, arguments={"num_warps": 2})
-    monkeypatch.setattr(triton_kernels, "launches_of", lambda step, batch_size: [launch, launch])
-    found = triton_kernels.Compiled(40, True, once, outer, loop)
-    monkeypatch.setattr(triton_kernels, "compiled", lambda launch, capability: found)
-    monkeypatch.setattr(triton_kernels, "trips", lambda arguments: (7, 4))
-    of = triton_kernels.measure(["pgd"], 128, 90)["pgd"]["kernel"]
-    assert of["instructions"] == 2 * 10 * 2 * (5 + 4 * (3 + 7 * 3))
-    assert of["loads"] == 2 * 10 * 2 * (1 + 4 * (1 + 7))
-    assert (of["launches"], of["compiled"], of["registers"], of["spills"]) == (2, 1, 40, True)
-
-
-def test_trips_of_loops() -> None:
-    pytest.importorskip("triton")
-    from benchmarks.triton_kernels import trips
-
-    assert trips({"edges": 3, "c": 16}) == (3, 1)
-    assert trips({"c": 16}) == (16, 1)
-    assert trips({"share": 3, "H_OUT": 32, "W_OUT": 32, "ROWS": 4, "STEP": 2, "P": 32}) == (3, 8)
-    assert trips({"share": 4, "ROWS": 2, "PIXELS": 1024, "COLUMNS": 512}) == (2, 2)

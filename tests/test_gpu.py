@@ -13,15 +13,16 @@ import torch
 from torch import Tensor
 
 import rnas
-from rnas import graphs
 from rnas.attacks import PGD
 from rnas.cli import main
+from rnas.compute.device import own_random_numbers, reseed
+from rnas.compute.precision import Precision
 from rnas.data import load
-from rnas.export import export
-from rnas.nets.fast import FastSupernet
-from rnas.precision import Precision
+from rnas.deploy.export import export
+from rnas.fast import recording as graphs
+from rnas.fast.supernet import FastSupernet
 from rnas.settings import SearchSpace
-from rnas.steps import craft_away, forked, reseed
+from rnas.training.adversarial import craft_trades
 from supernets import craft, searching, weight_step
 
 pytestmark = pytest.mark.gpu
@@ -79,7 +80,7 @@ def test_forked_random_numbers_are_nobody_elses() -> None:
     """On the GPU as on the host; without the context both generators would start anew."""
     device = torch.device("cuda")
     before = torch.cuda.get_rng_state(), torch.get_rng_state()
-    with forked(device):
+    with own_random_numbers(device):
         reseed(1)
         torch.rand(3, device=device)
     assert torch.equal(torch.cuda.get_rng_state(), before[0])
@@ -128,7 +129,7 @@ def test_no_step_of_a_search_makes_the_host_wait(
     precision: str, save_memory: bool, recorded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RNAS_CUDA_GRAPHS", str(int(recorded)))
-    monkeypatch.setattr(graphs, "pays", lambda launched, replayed_in: True)
+    monkeypatch.setattr(graphs, "is_quicker", lambda launched, replayed_in: True)
     net = FastSupernet(SearchSpace(cells=3, channels=4, nodes=2), 10).cuda()
     net.save_memory(save_memory)
     monkeypatch.setattr("rnas.nas.engine.check_finite", lambda *_: None)  # it reads the loss: once a step
@@ -160,7 +161,7 @@ def test_a_recorded_attack_is_the_attack(
     arch: str, crafting: str, precision: Precision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On the weights of the moment. A warning (the recording failed, or gave another result) fails the test too."""
-    monkeypatch.setattr(graphs, "pays", lambda launched, replayed_in: True)
+    monkeypatch.setattr(graphs, "is_quicker", lambda launched, replayed_in: True)
     torch.manual_seed(0)
     if arch == "supernet":
         net: torch.nn.Module = FastSupernet(SearchSpace(cells=3, channels=4, nodes=2), 10).cuda()
@@ -176,7 +177,7 @@ def test_a_recorded_attack_is_the_attack(
         if crafting == "TRADES":
             if arch == "supernet":
                 pytest.skip("a search has no such attack")
-            return craft_away(attack, net, x, precision)
+            return craft_trades(attack, net, x, precision)
         return craft(attack, net, x, y, precision)
 
     before = torch.zeros_like(x)
@@ -206,7 +207,7 @@ def differ(got: Tensor, wanted: Tensor) -> float:
 def test_recorded_steps_are_the_steps(arch: str, precision: Precision, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the same state, on the weights, images, labels and random numbers of the moment: what they return, the
     gradients, the running statistics and the numbers drawn. A warning fails the test too."""
-    monkeypatch.setattr(graphs, "pays", lambda launched, replayed_in: True)
+    monkeypatch.setattr(graphs, "is_quicker", lambda launched, replayed_in: True)
     torch.manual_seed(0)
     if arch.startswith("supernet"):
         net: torch.nn.Module = FastSupernet(SearchSpace(cells=3, channels=4, nodes=2), 10).cuda()
@@ -266,7 +267,7 @@ def test_recorded_steps_are_the_steps(arch: str, precision: Precision, monkeypat
 def test_recordings_share_their_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """And give it back with the last of them; then others are made."""
     monkeypatch.setenv("RNAS_CUDA_GRAPHS", "1")
-    monkeypatch.setattr(graphs, "pays", lambda launched, replayed_in: True)
+    monkeypatch.setattr(graphs, "is_quicker", lambda launched, replayed_in: True)
     device = torch.device("cuda", 0)
     x, y = torch.rand(8, 3, 16, 16, device=device), torch.arange(8, device=device)
     for _ in range(2):

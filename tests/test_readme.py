@@ -28,11 +28,6 @@ def test_there_are_commands_to_try() -> None:
     assert len(commands()) >= 9
 
 
-@pytest.mark.parametrize("target", re.findall(r"\]\(([^)#]+)\)", README))
-def test_links_lead_somewhere(target: str) -> None:
-    assert (ROOT / target).exists()
-
-
 @pytest.mark.parametrize("name", sorted(set(re.findall(r"rnas\.(\w+)\(", README))))
 def test_python_names_exist(name: str) -> None:
     assert callable(getattr(rnas, name))

@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rnas.evaluation import evaluate, load
+    from rnas.evaluation.evaluate import evaluate, load
     from rnas.genotype import Genotype
     from rnas.nets.zoo import build
     from rnas.vulnerability import network_vulnerability
@@ -17,8 +17,8 @@ __all__ = ["Genotype", "build", "evaluate", "load", "network_vulnerability"]
 _HOMES = {
     "Genotype": "rnas.genotype",
     "build": "rnas.nets.zoo",
-    "evaluate": "rnas.evaluation",
-    "load": "rnas.evaluation",
+    "evaluate": "rnas.evaluation.evaluate",
+    "load": "rnas.evaluation.evaluate",
     "network_vulnerability": "rnas.vulnerability",
 }
 

@@ -2,55 +2,44 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import os
 import re
+import shlex
+import shutil
 import signal
 import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass, replace
-from itertools import groupby
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Union
 
 import tyro
 
 import rnas
-from rnas import process
-from rnas.console import Console
-from rnas.errors import RnasError, out_of_memory
+from rnas.compute import threads as process
+from rnas.console import Console, wrapped
+from rnas.errors import RnasError, out_of_memory, unknown
 from rnas.files import is_text
+from rnas.planning.effects import check_effect
 from rnas.settings import Compare, Data, Distortion, Evaluate, Export, Report, Reproduce, Run, Search, Train, Zoo
 
 process.settle()
 
-_Sub = tyro.conf.subcommand
-
-
-def _commands(search: type[Search]) -> Any:
-    """All commands; the settings of a search are those of its method."""
-    return (
-        Annotated[Run, _Sub("run")]
-        | Annotated[search, _Sub("search")]
-        | Annotated[Train, _Sub("train")]
-        | Annotated[Evaluate, _Sub("evaluate")]
-        | Annotated[Distortion, _Sub("distortion")]
-        | Annotated[Reproduce, _Sub("reproduce")]
-        | Annotated[Report, _Sub("report")]
-        | Annotated[Compare, _Sub("compare")]
-        | Annotated[Data, _Sub("data")]
-        | Annotated[Zoo, _Sub("zoo")]
-        | Annotated[Export, _Sub("export")]
-    )
+_SETTINGS: tuple[type, ...] = (Run, Search, Train, Evaluate, Distortion, Reproduce, Report, Compare, Data, Zoo, Export)
+COMMANDS = tuple(settings.__name__.lower() for settings in _SETTINGS)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command. Exits with 2 and one line on standard error for bad input, with 130 or 143 when interrupted
     by SIGINT or SIGTERM."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # such as Windows gives a pipe, in cp1252: ε becomes ?
+            stream.reconfigure(errors="replace")
     if arguments == ["--version"]:
         print(f"rnas {rnas.__version__}")
         return
@@ -60,17 +49,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _check_text(arguments)
         _run(parse(arguments))
     except RnasError as e:
-        print(f"rnas: {_one_line(str(e))}", file=sys.stderr)
+        _complain(str(e))
         sys.exit(2)
     except OSError as e:
         where = e.filename or "writing"
-        print(f"rnas: {_one_line(f'{where}: {e.strerror or e}')}", file=sys.stderr)
+        _complain(f"{where}: {e.strerror or e}")
         sys.exit(2)
     except (MemoryError, RuntimeError) as e:
         told = out_of_memory(e)
         if told is None:
             raise
-        print(f"rnas: {_one_line(str(told))}", file=sys.stderr)
+        _complain(str(told))
         sys.exit(2)
     except KeyboardInterrupt as e:
         words, code = ("terminated", 143) if isinstance(e, _Terminated) else ("interrupted", 130)
@@ -80,6 +69,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 _KEPT = dict.fromkeys(("run", "search", "train", "evaluate"), "; what is finished is kept, --resume goes on")
 _KEPT |= dict.fromkeys(("data", "reproduce"), "; what is finished is kept, the next call goes on")
+
+
+def _complain(text: str) -> None:
+    """One line on standard error; on a terminal, lines that break between words."""
+    line = f"rnas: {_one_line(text)}"
+    print(wrapped(line) if sys.stderr.isatty() else line, file=sys.stderr)
 
 
 def _one_line(text: str) -> str:
@@ -94,7 +89,7 @@ def _check_text(arguments: Sequence[str]) -> None:
         if not is_text(argument):
             raise RnasError(f"{argument!a} is not UTF-8: rename the file or folder")
         if re.fullmatch(r"(--[\w-]+=)?", argument):  # an unset variable of the shell; as a path, the current folder
-            raise RnasError(f"'{argument}' says nothing: expected a value")
+            raise RnasError(f"the argument '{argument}' is empty: expected a value")
 
 
 class _Terminated(KeyboardInterrupt):
@@ -106,25 +101,73 @@ def _terminate(number: int, frame: object) -> None:
 
 
 def parse(arguments: Sequence[str]) -> Any:
-    """The settings that the command line `arguments` asks for. RnasError for bad ones."""
-    said = io.StringIO()
+    """The settings that the command line `arguments` asks for.
+
+    RnasError for values that cannot be, for options without effect and for an unknown command; SystemExit with 2, after
+    a box of tyro's that names the nearest options, for a line that does not parse.
+    """
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
+        raise unknown("command", arguments[0], COMMANDS)
+    resumed = _resumed(list(arguments))
+    if resumed is not None:
+        return resumed
+    command = _parse(arguments)
+    check_effect(command)
+    return command
+
+
+def _resumed(arguments: list[str]) -> Any:
+    """The settings of the run that `--resume RUN` names, which lie in its folder; None if the line names none so."""
+    if not arguments or arguments[0] not in _RESUMED or "--resume" not in arguments:
+        return None
+    command, at = arguments[0], arguments.index("--resume")
+    run = next(iter(arguments[at + 1 :]), "-")
+    if run.startswith("-") or any(argument.split("=")[0] == "--out" for argument in arguments):
+        return None
+    from rnas.records.folder import settings_of
+
+    rest = [*arguments[1:at], *arguments[at + 2 :]]
+    flags = [argument.partition("=")[0] for argument in rest if argument.startswith("-")]
+    if set(flags) - _ANYWHERE or (rest and not flags):
+        raise RnasError(f"--resume {run} takes the settings from its folder: leave out {shlex.join(rest)}")
+    asked = _parse([command, *_RESUMED[command], "--out", run, *rest])
+
+    def kind(found: dict[str, Any]) -> type[Any]:
+        return _settings_of_method(found["method"]) if command == "search" else type(asked)
+
+    found = settings_of(asked.out, command, kind)
+    return replace(found, device=asked.device, save_memory=asked.save_memory)
+
+
+_ANYWHERE = {"--device", "--save-memory"}
+"""The options that a run may go on with differently."""
+_RESUMED: dict[str, list[str]] = {"run": [], "search": [], "train": ["ResNet18"]}
+"""The commands with --resume RUN, and what stands for their positional arguments until the settings are known."""
+
+
+def _parse(arguments: Sequence[str]) -> Any:
+    """The settings that the command line `arguments` spells out; a search's are those of its method."""
     search = _search_settings(arguments)
-    try:
-        with contextlib.redirect_stderr(said):
-            command = tyro.cli(
-                _commands(search),
-                prog="rnas",
-                description=rnas.__doc__,
-                args=arguments,
-                config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.HelptextFromCommentsOff),
-            )
-            return _at_home(command)
-    except SystemExit as e:
-        if e.code:
-            if arguments[0] == "search":
-                _check_flags(arguments, search)
-            raise RnasError(_sentence(said.getvalue())) from e
-        raise
+    if search is not Search:
+        _check_flags(arguments, search)
+    named = bool(arguments) and arguments[0] in COMMANDS
+    classes = [search if settings is Search else settings for settings in _SETTINGS]
+    pairs = zip(COMMANDS, classes, strict=True)
+    commands: Any = Union[tuple(_command(name, settings, whole=named) for name, settings in pairs)]  # noqa: UP007
+    command = tyro.cli(
+        commands,
+        prog="rnas",
+        description=rnas.__doc__,
+        args=arguments,
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.HelptextFromCommentsOff),
+    )
+    return _at_home(command)
+
+
+def _command(name: str, settings: type, *, whole: bool) -> Any:
+    """`settings` as a subcommand, with its `whole` description or, for the list of commands, the first line of it."""
+    description = None if whole else str(settings.__doc__).partition("\n")[0]
+    return Annotated[settings, tyro.conf.subcommand(name, description=description)]
 
 
 def _search_settings(arguments: Sequence[str]) -> type[Search]:
@@ -133,9 +176,13 @@ def _search_settings(arguments: Sequence[str]) -> type[Search]:
     helps = {"-h", "--help"} & set(arguments)
     if list(arguments[:1]) != ["search"] or (helps and not values):
         return Search
+    return _settings_of_method(values[-1] if values else Search.method)
+
+
+def _settings_of_method(name: str) -> type[Search]:
     from rnas.nas.methods import load
 
-    return load(values[-1] if values else Search.method).settings
+    return load(name).settings
 
 
 def _flag(argument: str) -> str:
@@ -166,23 +213,6 @@ def _at_home(value: Any) -> Any:
     return value
 
 
-def _sentence(box: str) -> str:
-    """The first paragraph of tyro's box of an error, or what it says of a value that does not parse; one line."""
-    lines = [line.strip(" │") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
-    ruled = groupby(lines, lambda line: len(line) > 4 and set(line) <= set("─-"))
-    paragraphs = [" ".join(group) for rule, group in ruled if not rule]
-    if "╭" not in box:  # where that cannot be printed, the title is a paragraph
-        paragraphs = paragraphs[1:]
-    text = " ".join(paragraphs[0].replace("(required)", "").split()) if paragraphs else box.strip()
-    text = re.sub(r" \(applied to [^)]*\)| Arguments are applied to .*", "", text)
-    if found := re.match(r"Error parsing (\S+): .*instantiated from \['(.*?)'\]", text):
-        kind = re.search(re.escape(found[1]) + r" (?:\{None\}\|)?(\S+)", " ".join(paragraphs[1:]))
-        text = f"{found[1]} is {found[2]}: expected {kind[1] if kind else 'another value'}"
-    if len(paragraphs) > 1 and paragraphs[1].startswith("Available"):
-        text = f"{text}; {paragraphs[1][0].lower()}{paragraphs[1][1:]}"
-    return f"{text[0].lower()}{text[1:].rstrip('. ')} (rnas COMMAND --help says more)"
-
-
 def _run(command: Any) -> None:
     # Imports wait until a command is known: torch takes seconds, and --help needs none of it.
     match command:
@@ -192,22 +222,32 @@ def _run(command: Any) -> None:
             run(command, Console())
         case Search():
             from rnas.nas.search import search
+            from rnas.planning.forecast import announce_search
 
-            search(command, Console())
+            console = Console()
+            search(command, console, announce=partial(announce_search, command, console))
+            data = f" --data {shlex.quote(command.source.data)}"
+            console.say(f"wrote {command.out}/genotype.json\nnext: rnas train {_word(command.out)}{data} --out RUN")
         case Train():
-            from rnas.train import train
+            from rnas.planning.forecast import announce_train
+            from rnas.training.train import train
 
-            train(command, Console())
+            console = Console()
+            train(command, console, partial(announce_train, command, console))
+            console.say(f"wrote {command.out}/model.safetensors\nnext: rnas evaluate {_word(command.out)}")
         case Evaluate():
-            from rnas.evaluation import evaluate_run
+            from rnas.evaluation.evaluate import evaluate_run
 
-            evaluate_run(command, Console())
+            console = Console()
+            evaluate_run(command, console)
+            console.say(f"wrote evaluation.json beside the network\nnext: rnas report {_word(command.run)}")
         case Distortion():
-            from rnas.distortion import distortion
+            from rnas.evaluation.distortion import distortion
             from rnas.report.distortion import draw_distortion
 
             for path in draw_distortion(distortion(command, Console()), command.out):
                 print(f"wrote {path}")
+            print("beside them distortion.json; of a training run of yours, rnas report shows it")
         case Reproduce():
             from rnas.reproduce import reproduce
 
@@ -216,7 +256,7 @@ def _run(command: Any) -> None:
             from rnas.report import write_report
 
             write_report(command.runs, command.out)
-            print(f"wrote {command.out}")
+            print(f"wrote {command.out}\nnext: open it in a browser")
         case Compare():
             from rnas.report.compare import compare, to_json, to_text
 
@@ -227,20 +267,32 @@ def _run(command: Any) -> None:
 
             with Console(sys.stderr).stages() as progress:
                 summary = prepare(command.name, command.data_root, command.mirror, progress)
-            print(json.dumps(summary) if command.json else _describe(summary))
+            print(
+                json.dumps(summary) if command.json else f"{_describe(summary)}\nnext: rnas run --data {command.name}"
+            )
         case Zoo():
             from rnas.nets.zoo import table_text, zoo_table
 
             rows = zoo_table()
-            print(json.dumps(rows, indent=1) if command.json else table_text(rows, markdown=command.markdown))
+            print(
+                json.dumps(rows, indent=1)
+                if command.json
+                else table_text(rows, markdown=command.markdown, width=shutil.get_terminal_size().columns)
+            )
         case Export():
-            from rnas.evaluation import model_folder
-            from rnas.export import export
+            from rnas.deploy.export import check_target, export
+            from rnas.evaluation.evaluate import model_folder
             from rnas.nets.saved import load_model
 
+            check_target(command.format, command.out)
             model, meta = load_model(model_folder(command.run))
             difference = export(model, meta, command.format, command.out, tuple(meta["image_size"]))
             print(f"wrote {command.out}; its logits differ from the network's by {difference:.1e} at most")
+
+
+def _word(path: Path) -> str:
+    """`path` as it is written on a command line."""
+    return shlex.quote(str(path))
 
 
 def _describe(summary: dict[str, Any]) -> str:

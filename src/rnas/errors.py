@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -10,10 +11,21 @@ class RnasError(Exception):
     """Bad input. Its message says what was wrong, where, and what would be right; the command line exits with 2."""
 
 
+_NO_MEMORY = re.compile(
+    r"can't allocate memory|not enough memory|std::bad_alloc|out of memory|_ALLOC_FAILED"
+    r"|could not create a (memory object|primitive)\s*$",
+    re.MULTILINE,
+)
+"""What libraries under torch say that have no class for it: its allocator on Linux and Windows, C++, CUDA, and oneDNN,
+which says as little as this when it gets no memory (a primitive *descriptor* that cannot be created is another matter).
+"""
+
+
 def out_of_memory(error: BaseException) -> RnasError | None:
     """What to tell a user of `error`, if it says that memory ran out. Imports no torch, whose error it may be."""
     ours = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    if not ours and "can't allocate memory" not in str(error):  # torch on a CPU has no class for it
+    found = isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error))
+    if not ours and not found:
         return None
     first = next(iter(str(error).splitlines()), "")
     details = f" ({first})" if first else ""

@@ -12,12 +12,19 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rnas.errors import RnasError
 
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """The errors of a full disk, a used-up quota and a limit on files."""
+NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP)
+"""The errors of file systems without locks, besides ENOSYS, which filelock knows."""
+TEMPORARY = r"\..+\.[0-9a-f]{8}\.tmp"
+"""As a regular expression: the whole name of a file that `replacing` has not yet put in its place."""
 RANDOM = "[a-z0-9_]{8}"
 """As a regular expression: what is between a temporary name's beginning and its end."""
 
@@ -47,6 +54,13 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink()
 
 
+def check_writable(folder: Path) -> None:
+    """RnasError unless files can be made in `folder`, or the folder itself: for whoever works for hours before that."""
+    existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise RnasError(f"cannot write to {folder}: {existing} is not a folder that you may write to")
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write `content` to `path`, whole or not at all."""
     with replacing(path) as temporary:
@@ -74,55 +88,45 @@ def read_json(path: Path) -> Any:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[bool]:
-    """Hold the lock file `path`, waiting until no one else does; yields whether the lock can be relied upon.
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file `path`, waiting until no one else does. It is removed at the end, while it is still held."""
+    lock = acquire(path)
+    assert lock is not None
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # Windows removes no open file
+            path.unlink()
+        lock.release()
 
-    It cannot, and nothing is waited for, where there are no such locks: on Windows and some network file systems.
+
+def acquire(path: Path, wait: bool = True) -> BaseFileLock | None:
+    """The lock on the file `path`, held by this process until it releases it or dies; without `wait` None, if another
+    one holds it.
+
+    Where the file system has no locks, that a file beside `path` exists is the lock: one that a killed process of
+    another machine left has to be removed by hand.
     """
+    from filelock import FileLock, SoftFileLock, Timeout  # here, because it takes a tenth of a second
+
+    lock: BaseFileLock = FileLock(path)
     while True:
-        try:  # no link is followed: the folder may be of foreign making
+        try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            lock = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+            lock.acquire(-1 if wait else 0)
+            return lock
+        except Timeout:
+            return None
         except FileNotFoundError:  # who held the lock has removed it and the folder, which was empty
             continue
         except FileExistsError:  # or has done so while the folder was looked at
             if path.parent.exists() and not path.parent.is_dir():
                 raise
             continue
-        try:
-            held = _lock(lock)
-            if not _is(lock, path):
-                continue  # who held it has removed the file: another may hold its successor
-            try:
-                yield held
-            finally:
-                path.unlink(missing_ok=True)
-            return
-        finally:
-            os.close(lock)
-
-
-def _lock(file: int) -> bool:
-    """Wait for the lock on the open `file`; whether there are such locks."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return False
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX)
-    except OSError as e:
-        if e.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-            raise
-        return False
-    return True
-
-
-def _is(file: int, path: Path) -> bool:
-    """Whether the open `file` is still the one at `path`."""
-    try:
-        return os.path.samestat(os.fstat(file), path.lstat())
-    except FileNotFoundError:
-        return False
+        except OSError as e:
+            if e.errno not in NO_LOCKS or isinstance(lock, SoftFileLock):
+                raise
+            lock = SoftFileLock(path.with_name(f"{path.name}.held"))
 
 
 def remove_leftovers(folder: Path, names: str) -> None:

@@ -6,15 +6,17 @@ Each command is a frozen dataclass: its fields are the flags of the command line
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast, get_args, get_origin, get_type_hints
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 from tyro.constructors import PrimitiveConstructorSpec
 
 from rnas.errors import RnasError, unknown
 from rnas.genotype import OPERATIONS
+from rnas.wording import apart
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "fp32", "bf16"]
@@ -28,20 +30,31 @@ def parse_fraction(text: str) -> float:
     try:
         return float(numerator) / float(denominator or 1)
     except (ValueError, ZeroDivisionError):
-        raise ValueError(f"'{text}' is no number: write 8/255 or 0.031") from None
+        raise ValueError(f"'{text}' is not a number: write 8/255 or 0.031") from None
 
 
-# Perturbation sizes are written as people say them: 8/255.
-Size = Annotated[
-    float,
-    PrimitiveConstructorSpec(
+def _value(read: Callable[[str], Any], metavar: str) -> PrimitiveConstructorSpec[Any]:
+    """How one value of an option is read, and what the help calls it."""
+    return PrimitiveConstructorSpec(
         nargs=1,
-        metavar="N/255",
-        instance_from_str=lambda args: parse_fraction(args[0]),
-        is_instance=lambda value: isinstance(value, int | float),
-        str_from_instance=lambda value: [f"{value:g}"],
-    ),
-]
+        metavar=metavar,
+        instance_from_str=lambda args: read(args[0]),
+        is_instance=lambda value: True,  # the defaults are ours
+        str_from_instance=lambda value: [f"{value:g}" if isinstance(value, float) else str(value)],
+    )
+
+
+# What an option without a number of its own does is said in its description: no "(default: None)" behind it.
+_NO_DEFAULT = arg(help_behavior_hint="")
+Flag = Annotated[bool, _NO_DEFAULT]
+Count = Annotated[int | None, _value(int, "N"), _NO_DEFAULT]
+Number = Annotated[float | None, _value(float, "NUMBER"), _NO_DEFAULT]
+Text = Annotated[str | None, _value(str, "TEXT"), _NO_DEFAULT]
+Folder = Annotated[Path | None, _value(Path, "PATH"), _NO_DEFAULT]
+Names = Annotated[tuple[str, ...] | None, arg(metavar="NAME [NAME ...]"), _NO_DEFAULT]
+# Perturbation sizes are written as people say them: 8/255.
+Size = Annotated[float | None, _value(parse_fraction, "N/255"), _NO_DEFAULT]
+Runs = Annotated[tuple[Path, ...], arg(metavar="RUN [RUN ...]"), _NO_DEFAULT]
 
 
 def at_least(settings: Any, low: float, *names: str) -> None:
@@ -51,6 +64,24 @@ def at_least(settings: Any, low: float, *names: str) -> None:
         if value is not None and not (math.isfinite(value) and value >= low):
             finite = "" if math.isfinite(value) else "a finite number, "
             raise RnasError(f"{name.replace('_', '-')} is {value}: expected {finite}{low:g} or more")
+
+
+def _take_paths(settings: Any, *names: str) -> None:
+    """Let the paths `names` of `settings` be given as strings, too."""
+    for name in names:
+        value = getattr(settings, name)
+        if isinstance(value, str):
+            object.__setattr__(settings, name, Path(value))
+        elif isinstance(value, list | tuple):
+            object.__setattr__(settings, name, tuple(map(Path, value)))
+
+
+def _take_names(settings: Any, *names: str) -> None:
+    """Let what `settings` call by a string, a name or a path, be given as a path, too."""
+    for name in names:
+        value = getattr(settings, name)
+        if isinstance(value, Path):
+            object.__setattr__(settings, name, str(value))
 
 
 def _check_seed(seed: int) -> None:
@@ -101,16 +132,18 @@ class Source:
 
     data: str = "digits"
     """digits, cifar10, cifar100, svhn, svhn-extra, tiny-imagenet, an .npz file, or a folder of class folders."""
-    data_root: Path | None = None
+    data_root: Folder = None
     """Where the named data sets lie or are downloaded to."""
-    image_size: int | None = None
+    image_size: Count = None
     """Resize images to this many pixels square (needed for folders of mixed sizes)."""
-    test_fraction: float | None = None
+    test_fraction: Number = None
     """Share of images kept for the test, for folders that have no train/ and test/."""
-    limit_per_class: int | None = None
+    limit_per_class: Count = None
     """Use only this many training images of each class: for quick runs."""
 
     def __post_init__(self) -> None:
+        _take_paths(self, "data_root")
+        _take_names(self, "data")
         at_least(self, 1, "limit_per_class")
         if self.test_fraction is not None and not 0 < self.test_fraction < 1:
             raise RnasError(f"test-fraction is {self.test_fraction}: expected a number between 0 and 1")
@@ -120,9 +153,9 @@ class Source:
 class Perturbation:
     """The attack inside search and training: l_inf PGD."""
 
-    eps: Size | None = None
+    eps: Size = None
     """Radius ε; by default 8/255, and 16/255 for digits."""
-    step: Size | None = None
+    step: Size = None
     """Step size; by default ε/4."""
     attack_steps: int = 7
     """Steps of PGD."""
@@ -131,13 +164,13 @@ class Perturbation:
         _check_eps(self.eps)
         at_least(self, 1, "attack_steps")
         if self.step is not None and not 0 < self.step <= 1:
-            raise RnasError(f"step is {self.step:g}: expected a number in (0, 1], such as 2/255")
+            raise RnasError(f"step is {apart(self.step, 1.0)[0]}: expected a number in (0, 1], such as 2/255")
 
 
 def _check_eps(eps: float | None, norm: str = "linf") -> None:
     if eps is not None and (not math.isfinite(eps) or eps <= 0 or (norm == "linf" and eps > 1)):
         room = "in (0, 1], such as 8/255" if norm == "linf" else "above 0, such as 0.5"
-        raise RnasError(f"eps is {eps:g}: expected a number {room}")
+        raise RnasError(f"eps is {apart(eps, 1.0)[0]}: expected a number {room}")
 
 
 @dataclass(frozen=True)
@@ -159,14 +192,19 @@ class Bound:
             raise RnasError(
                 f"bound is '{text}': expected a number such as 1e-4, a share such as 0.5x, or none"
             ) from None
-        if not math.isfinite(value) or value < 0:
-            raise RnasError(f"bound is '{text}': H is 0 or more")
+        if not math.isfinite(value) or value <= 0:
+            raise RnasError(f"bound is '{text}': expected a number above 0, for every attack distorts some feature")
         return Bound(value, text.endswith("x"))
 
 
 @dataclass(frozen=True)
 class Search:
-    """Search an architecture. What all methods share; each has defaults and settings of its own in its file."""
+    """Search an architecture. What all methods share; each has defaults and settings of its own in its file.
+
+    For example:
+        rnas search --data cifar10 --bound 0.5x --out runs/s
+        rnas search --method darts --data photos/ --image-size 32 --epochs 20 --out runs/s
+    """
 
     out: Path
     """Folder of the run."""
@@ -176,27 +214,34 @@ class Search:
     method: str = "rnas"
     """Search method, or the path of a file that holds one; --method NAME --help shows its settings."""
     epochs: int = 60
+    """Passes over the training images."""
     batch_size: int = 128
+    """Images in a batch."""
     lr: float = 0.01
     """Learning rate of the weights at the start; it falls along a cosine."""
     lr_min: float = 0.0
     """Learning rate at the end."""
     momentum: float = 0.9
+    """Momentum of the weights' SGD."""
     weight_decay: float = 3e-4
+    """Weight decay of the weights."""
     clip: float = 5.0
     """Largest norm of the weights' gradient."""
     monitor: int = 256
     """Images of each half on which accuracies and F are measured after every epoch."""
     seed: int = 0
+    """Seed of all random numbers: the same seed gives the same run."""
     device: Device = "auto"
+    """Where to compute: auto takes a GPU if there is one."""
     precision: Precision = "auto"
     """Number format of the network's passes: float32 (auto, fp32), or bfloat16 by autocast, for GPUs."""
-    save_memory: bool = False
+    save_memory: Flag = False
     """Keep only the cells' outputs for the backward pass: a fraction of the memory, about a third more time."""
-    resume: bool = False
-    """Continue the run in this folder (or start it, if there is none)."""
+    resume: Flag = False
+    """Continue the run in this folder (or start it, if there is none). --resume RUN alone takes the settings of RUN."""
 
     def __post_init__(self) -> None:
+        _take_paths(self, "out")
         _check_seed(self.seed)
         _check_clip(self.clip)
         at_least(self, 1, "epochs", "batch_size", "monitor")
@@ -206,15 +251,20 @@ class Search:
 
 @dataclass(frozen=True)
 class Train:
-    """Train a network: adversarially (AT), or with --standard on clean images (ST)."""
+    """Train a network: adversarially (AT), or with --standard on clean images (ST).
 
-    arch: Positional[str]
+    For example:
+        rnas train runs/s --data cifar10 --out runs/t
+        rnas train ResNet18 --data cifar10 --epochs 100 --loss trades --out runs/r
+    """
+
+    arch: Positional[Annotated[str, arg(metavar="ARCH")]]
     """A zoo name (RNAS-L, ResNet18, …), a genotype.json, or the folder of a search."""
     out: Path
     """Folder of the run."""
     source: Source = field(default_factory=Source)
     perturbation: Perturbation = field(default_factory=Perturbation)
-    standard: bool = False
+    standard: Flag = False
     """Train on clean images (ST) instead of adversarial ones (AT)."""
     loss: Literal["pgd", "trades"] = "pgd"
     """Adversarial loss: cross-entropy on PGD images (Madry et al. 2018), or TRADES (Zhang et al. 2019)."""
@@ -227,27 +277,36 @@ class Train:
     stem_stride: Literal[1, 2] = 1
     """2: a cell network's first convolution halves the image, so that 64 pixels cost what 32 do."""
     epochs: int = 600
+    """Passes over the training images."""
     batch_size: int = 128
+    """Images in a batch."""
     lr: float = 0.1
     """Learning rate at the start; it falls to 0 along a cosine."""
     momentum: float = 0.9
+    """Momentum of SGD."""
     weight_decay: float = 3e-4
+    """Weight decay of SGD."""
     clip: float = 5.0
     """Largest norm of the gradient."""
     drop_path: float = 0.3
     """Drop-path probability of cell networks at the end; it rises from 0."""
-    augment: bool = True
-    """Random crop (padding 4 at 32 pixels) and, where it makes sense, horizontal flip: --no-augment leaves them out."""
+    augment: Flag = True
+    """Train on the images as they are; by default they are cropped at random (padding 4 at 32 pixels) and, where that
+    makes sense, flipped."""
     seed: int = 0
+    """Seed of all random numbers: the same seed gives the same run."""
     device: Device = "auto"
+    """Where to compute: auto takes a GPU if there is one."""
     precision: Precision = "auto"
     """Number format of the network's passes: float32 (auto, fp32), or bfloat16 by autocast, for GPUs."""
-    save_memory: bool = False
+    save_memory: Flag = False
     """For cell networks: keep only the cells' outputs for the backward pass; less memory, more time."""
-    resume: bool = False
-    """Continue the run in this folder (or start it, if there is none)."""
+    resume: Flag = False
+    """Continue the run in this folder (or start it, if there is none). --resume RUN alone takes the settings of RUN."""
 
     def __post_init__(self) -> None:
+        _take_paths(self, "out")
+        _take_names(self, "arch")
         _check_seed(self.seed)
         _check_clip(self.clip)
         at_least(self, 1, "cells", "channels", "epochs", "batch_size")
@@ -261,53 +320,79 @@ PAPER_ATTACKS = ("fgsm", "pgd20", "pgd100", "cw")
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Attack a trained network on test images; writes evaluation.json and masks.npz into its folder."""
+    """Attack a trained network on test images.
 
-    run: Positional[Path]
+    Writes evaluation.json and masks.npz into its folder.
+
+    For example:
+        rnas evaluate runs/t --attacks fgsm pgd20 aa
+        rnas evaluate runs/t --eps 4/255 --limit 1000
+    """
+
+    run: Positional[Annotated[Path, arg(metavar="RUN")]]
     """Folder of a training run."""
-    attacks: tuple[str, ...] = PAPER_ATTACKS
+    attacks: Annotated[tuple[str, ...], arg(metavar="NAME [NAME ...]")] = PAPER_ATTACKS
     """fgsm, pgd20, pgd100 (any pgdN, pgdN-any), cw, cw-l2, aa, apgd-ce, apgd-dlr, apgd-margin, apgd-t, fab-t,
     square."""
-    eps: Size | None = None
+    eps: Size = None
     """Radius ε; by default 8/255 (l_inf; 16/255 for digits) or 0.5 (l2)."""
     norm: Literal["linf", "l2"] = "linf"
-    limit: int | None = None
+    """Norm of the perturbation."""
+    limit: Count = None
     """Attack only N test images, of every class its share."""
-    data: str | None = None
+    data: Text = None
     """Other images than the network was trained on (same classes); of a folder, test/CLASS/* or CLASS/*."""
+    image_size: Count = None
+    """Side to which the images of --data are scaled, in pixels; by default to what the network was trained at."""
     batch_size: int = 256
+    """Images in a batch; it changes no result."""
     seed: int = 0
+    """Seed of all random numbers: the same seed gives the same run."""
     device: Device = "auto"
-    resume: bool = False
+    """Where to compute: auto takes a GPU if there is one."""
+    resume: Flag = False
     """Continue an evaluation that was cut off."""
+    out: Path | None = None
+    """Folder for the results, by default the run's: for runs that one may only read."""
 
     def __post_init__(self) -> None:
+        _take_paths(self, "run")
+        _take_names(self, "data")
         _check_eps(self.eps, self.norm)
         _check_seed(self.seed)
         at_least(self, 1, "limit", "batch_size")
+        if self.image_size is not None and self.data is None:
+            raise RnasError("image-size is for the images of --data: the network's own have its size")
         if not self.attacks:
             raise RnasError(f"attacks is empty: name some, such as {' '.join(PAPER_ATTACKS)}")
 
 
 @dataclass(frozen=True)
 class Distortion:
-    """Measure how far an attack moves the features of every layer (Fig. 3), and draw feature maps (Fig. 2)."""
+    """Measure how far an attack moves the features of every layer (Fig. 3).
 
-    networks: Positional[tuple[str, ...]]
+    Feature maps are drawn, too (Fig. 2).
+
+    For example:
+        rnas distortion runs/t --out distortion
+        rnas distortion VGG16 --data cifar10 --limit 64 --out distortion
+    """
+
+    networks: Positional[Annotated[tuple[str, ...], arg(metavar="NETWORK [NETWORK ...]"), _NO_DEFAULT]]
     """Folders of training runs, or architectures (untrained): a zoo name, a genotype.json, the folder of a search."""
     out: Path
     """Folder for distortion.json, features.npz and the figures."""
-    data: str | None = None
+    data: Text = None
     """Images, as for the other commands; by default those that the run was trained on. Test images are used."""
-    data_root: Path | None = None
+    data_root: Folder = None
     """Where the named data sets lie or are downloaded to."""
-    image_size: int | None = None
-    """Side of the images that an untrained network takes, in pixels; by default as they are."""
-    test_fraction: float | None = None
+    image_size: Count = None
+    """Side to which the images are scaled, in pixels; by default to what a run was trained at."""
+    test_fraction: Number = None
     """Share of images to measure an untrained network on, for folders that have no train/ and test/."""
-    layers: tuple[str, ...] | None = None
+    layers: Names = None
     """Layers to measure; by default VGG16's convolutions, ResNet18's blocks, the cells of cell networks."""
-    eps: Size | None = None
+    eps: Size = None
     """Radius ε; by default 8/255, and 16/255 for digits."""
     attack_steps: int = 20
     """Steps of PGD, of size ε/4."""
@@ -324,10 +409,15 @@ class Distortion:
     channels: int = 36
     """Channels C of an untrained cell network."""
     batch_size: int = 64
+    """Images in a batch."""
     seed: int = 0
+    """Seed of all random numbers: the same seed gives the same run."""
     device: Device = "auto"
+    """Where to compute: auto takes a GPU if there is one."""
 
     def __post_init__(self) -> None:
+        _take_paths(self, "out", "data_root")
+        _take_names(self, "data")
         _check_eps(self.eps)
         _check_seed(self.seed)
         at_least(self, 1, "attack_steps", "limit", "channels_shown", "cells", "channels", "batch_size")
@@ -340,31 +430,41 @@ PAPER_RESULTS = (*(f"table{i}" for i in range(1, 6)), *(f"fig{i}" for i in range
 
 @dataclass(frozen=True)
 class Reproduce:
-    """Reproduce a table or a figure of the paper: search, train and evaluate what is missing, then write it."""
+    """Reproduce a table or a figure of the paper.
 
-    what: Positional[str]
+    Searches, trains and evaluates what is missing, then writes it.
+
+    For example:
+        rnas reproduce table1 --budget hour --out results --plan
+        rnas reproduce fig5 --budget smoke --data digits --out results
+    """
+
+    what: Positional[Annotated[str, arg(metavar="WHAT")]]
     """table1 to table5, fig1 to fig5."""
     out: Path
     """Folder of all runs and results; tables and figures that share it share their runs."""
     budget: Literal["paper", "day", "hour", "smoke"]
     """How much work: paper is exactly §5.1; the others cut it and say what they cut."""
-    data: str | None = None
+    data: Text = None
     """Images in place of the paper's: the path of an .npz, a folder, or a named set."""
-    data_root: Path | None = None
+    data_root: Folder = None
     """Where the named data sets lie or are downloaded to."""
-    data_note: str | None = None
-    """What the caption shall say about the images, such as "lossy: JPEG quality 75"."""
+    data_note: Text = None
+    """A note on the images for the caption, such as "lossy: JPEG quality 75"."""
     seeds: int = 1
     """Train (and search) with seeds 0 to N-1."""
-    only: tuple[str, ...] | None = None
+    only: Names = None
     """Run only these architectures; the others stay empty."""
     bounds: tuple[str, ...] = ("1e-2", "1e-3", "1e-4", "1e-5", "1e-6")
     """The bounds H of Fig. 5: at 1e-4 and 1e-5 stand the published RNAS-H and RNAS-L, at the others new searches."""
-    plan: bool = False
+    plan: Flag = False
     """Only print the runs and what they are estimated to cost."""
     device: Device = "auto"
+    """Where to compute: auto takes a GPU if there is one."""
 
     def __post_init__(self) -> None:
+        _take_paths(self, "out", "data_root")
+        _take_names(self, "data")
         if self.what not in PAPER_RESULTS:
             raise unknown("table or figure", self.what, PAPER_RESULTS)
         at_least(self, 1, "seeds")
@@ -374,47 +474,73 @@ class Reproduce:
 
 @dataclass(frozen=True)
 class Report:
-    """Put one or more runs on one self-contained HTML page."""
+    """Put one or more runs on one HTML page, which works offline.
 
-    runs: Positional[tuple[Path, ...]]
+    For example:
+        rnas report runs/demo --out report.html
+        rnas report runs/s runs/t --out report.html
+    """
+
+    runs: Positional[Runs]
     """Folders of runs."""
     out: Path = Path("report.html")
+    """The page to write."""
+
+    def __post_init__(self) -> None:
+        _take_paths(self, "runs", "out")
 
 
 @dataclass(frozen=True)
 class Run:
-    """The whole pipeline: search, train, evaluate, report. Without options: the digits demo, a few minutes."""
+    """The whole pipeline: search, train, evaluate, report.
+
+    Without options: the digits demo, a few minutes.
+
+    For example:
+        rnas run
+        rnas run --data path/to/images --minutes 60 --out runs/mine
+    """
 
     source: Source = field(default_factory=Source)
     out: Path = Path("runs/demo")
     """Folder of the run; holds search/, train/ and report.html at the end."""
-    bound: str | None = None
-    """H of the search; a share of F after the warm-up such as 0.5x carries over to any data."""
+    bound: Text = None
+    """H of the search, as for rnas search; by default 0.5x (half of F after the warm-up), with --budget paper 1e-4."""
     budget: Literal["auto", "demo", "small", "paper"] = "auto"
     """How much work: auto is demo for digits and otherwise what fits --minutes; paper is §5.1 (days on a GPU)."""
-    minutes: float | None = None
+    minutes: Number = None
     """Choose the work so that the run takes about so long on this machine; by default 20 (not for digits)."""
-    cells: int | None = None
+    cells: Count = None
     """Cells of the trained network; by default the budget's."""
-    channels: int | None = None
+    channels: Count = None
     """Channels C of search and training; by default the budget's."""
-    search_epochs: int | None = None
-    train_epochs: int | None = None
-    batch_size: int | None = None
-    attacks: tuple[str, ...] | None = None
-    limit: int | None = None
+    search_epochs: Count = None
+    """Epochs of the search; by default the budget's."""
+    train_epochs: Count = None
+    """Epochs of the training; by default the budget's."""
+    batch_size: Count = None
+    """Images in a batch of search and training; by default the budget's."""
+    attacks: Names = None
+    """Attacks of the evaluation, named as for rnas evaluate; by default fgsm pgd20 cw."""
+    limit: Count = None
     """Attack only N test images, of every class its share."""
-    eps: Size | None = None
+    eps: Size = None
+    """Radius ε in training and evaluation; by default 8/255, and 16/255 for digits."""
     seed: int = 0
+    """Seed of all random numbers: the same seed gives the same run."""
     device: Device = "auto"
+    """Where to compute: auto takes a GPU if there is one."""
     precision: Precision = "auto"
     """Number format of search and training: float32 (auto, fp32), or bfloat16 by autocast, for GPUs."""
-    save_memory: bool = False
+    save_memory: Flag = False
     """Search and train in less memory and more time."""
-    resume: bool = False
-    """Continue the run in this folder (or start it, if there is none)."""
+    yes: Flag = False
+    """Start without asking, also where the run will take much longer than --minutes."""
+    resume: Flag = False
+    """Continue the run in this folder (or start it, if there is none). --resume RUN alone takes the settings of RUN."""
 
     def __post_init__(self) -> None:
+        _take_paths(self, "out")
         _check_eps(self.eps)
         _check_seed(self.seed)
         if self.bound is not None:
@@ -428,35 +554,59 @@ class Run:
 
 @dataclass(frozen=True)
 class Compare:
-    """Is one network more robust than another? Paired comparison of evaluations on the same images."""
+    """Is one network more robust than another?
 
-    runs: Positional[tuple[Path, ...]]
-    """Folders of evaluated runs, two or more."""
-    json: bool = False
+    A paired comparison of evaluations on the same images.
+
+    For example:
+        rnas compare runs/t runs/u
+        rnas compare runs/demo
+    """
+
+    runs: Positional[Runs]
+    """Folders of two or more evaluated runs."""
+    json: Flag = False
     """Print JSON instead of a table."""
+
+    def __post_init__(self) -> None:
+        _take_paths(self, "runs")
 
 
 @dataclass(frozen=True)
 class Data:
-    """Download a data set, or verify the one that is there, and print its counts."""
+    """Download a data set, or verify the one that is there, and print its counts.
 
-    name: Positional[str]
+    For example:
+        rnas data cifar10
+    """
+
+    name: Positional[Annotated[str, arg(metavar="NAME")]]
     """digits, cifar10, cifar100, svhn, svhn-extra or tiny-imagenet."""
-    data_root: Path | None = None
-    """Where it lies, or shall lie."""
-    mirror: str | None = None
+    data_root: Folder = None
+    """Folder that holds the data sets, or that they are downloaded to; by default RNAS_DATA or a cache folder."""
+    mirror: Text = None
     """Address of a folder that holds the official files, instead of their home."""
-    json: bool = False
+    json: Flag = False
     """Print JSON instead of text."""
+
+    def __post_init__(self) -> None:
+        _take_paths(self, "data_root")
 
 
 @dataclass(frozen=True)
 class Zoo:
-    """Every architecture: parameters and multiply-accumulates, measured, beside the paper's figures."""
+    """List every architecture: parameters and multiply-accumulates.
 
-    json: bool = False
+    Both are measured; beside them stand the paper's figures.
+
+    For example:
+        rnas zoo
+        rnas zoo --markdown
+    """
+
+    json: Flag = False
     """Print JSON instead of a table."""
-    markdown: bool = False
+    markdown: Flag = False
     """Print a Markdown table."""
 
     def __post_init__(self) -> None:
@@ -466,18 +616,27 @@ class Zoo:
 
 @dataclass(frozen=True)
 class Export:
-    """Write a trained network as a file to deploy, checked against the network."""
+    """Write a trained network as a file to deploy, checked against the network.
 
-    run: Positional[Path]
+    For example:
+        rnas export runs/t --out model.onnx
+        rnas export runs/t --format torchscript --out model.pt
+    """
+
+    run: Positional[Annotated[Path, arg(metavar="RUN")]]
     """Folder of a training run."""
     out: Path
     """The file to write."""
     format: Literal["onnx", "torchscript"] = "onnx"
+    """Format of the file; onnx needs the packages of rnas[export]."""
+
+    def __post_init__(self) -> None:
+        _take_paths(self, "run", "out")
 
 
 # Where, when and in how much memory a run happens does not make it another run. What precision it computes in does, and
 # is among the facts of search and training (`Run.open`), because `auto` is no precision.
-NOT_IDENTITY = ("out", "resume", "device", "save_memory", "precision")
+NOT_IDENTITY = ("out", "resume", "device", "save_memory", "precision", "yes")
 
 
 def identity(settings: Any) -> dict[str, Any]:
@@ -489,6 +648,53 @@ def identity(settings: Any) -> dict[str, Any]:
     if source and source["data_root"]:
         source["data_root"] = str(Path(source["data_root"]).expanduser().resolve())
     return plain
+
+
+def from_json(kind: type[Any], plain: dict[str, Any]) -> Any:
+    """The settings of the class `kind` that `plain` says, as settings.json has them: what it lacks has its default, and
+    what else it says is no setting. TypeError, ValueError or RnasError if a value does not fit."""
+    given = {}
+    for name, annotation in get_type_hints(kind).items():
+        if name in plain:
+            given[name] = _typed(annotation, plain[name], name)
+    return kind(**given)
+
+
+def _typed(annotation: Any, value: Any, name: str) -> Any:
+    """`value`, from JSON, as what a field of the type `annotation` holds."""
+    if is_dataclass(annotation) and isinstance(value, dict):
+        return from_json(cast("type[Any]", annotation), value)
+    kinds = set(get_args(annotation) or (annotation,))
+    if value is None and type(None) in kinds:
+        return None
+    if get_origin(annotation) is Literal:
+        fits = value in kinds
+    elif Path in kinds:
+        return Path(value)
+    elif isinstance(value, list):
+        return tuple(value)
+    else:
+        fits = type(value) in kinds or (type(value) is int and float in kinds)
+    if not fits:
+        raise ValueError(f"{name} is {value!r}")
+    return value
+
+
+def flags(settings: Any) -> list[str]:
+    """The options that make `settings` of the defaults, as they are written on a command line."""
+    words = []
+    for f in fields(settings):
+        value = getattr(settings, f.name)
+        option = f"--{f.name.replace('_', '-')}"
+        if is_dataclass(value):
+            words += flags(value)
+        elif value == f.default:
+            continue
+        elif isinstance(value, bool):
+            words.append(option if value else f"--no-{option[2:]}")
+        else:
+            words += [option, *map(str, value)] if isinstance(value, tuple) else [option, str(value)]
+    return words
 
 
 def _plain(value: Any) -> Any:

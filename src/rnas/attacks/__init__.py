@@ -2,14 +2,13 @@
 
 Each attack is a frozen dataclass: `attack = PGD(eps=8/255, steps=20, seed=0)`, then `attack(model, x, y)` returns the
 adversarial images. Training loops, which check their images once, call `attack.perturb(net, x, y)` under
-`with frozen(model) as net`. `run_attacks` runs attacks by name on a whole test set.
+`with frozen(model) as net`. `rnas.evaluation.battery.run_attacks` runs attacks by name on a whole test set.
 """
 
 from rnas.attacks.apgd import APGD
 from rnas.attacks.autoattack import AutoAttack
 from rnas.attacks.base import Attack
 from rnas.attacks.cw_l2 import CWL2
-from rnas.attacks.evaluation import Evaluation, Progress, attack_named, run_attacks
 from rnas.attacks.fab import FAB
 from rnas.attacks.gradient import CW, FGSM, PGD
 from rnas.attacks.square import Square
@@ -23,9 +22,5 @@ __all__ = [
     "PGD",
     "Attack",
     "AutoAttack",
-    "Evaluation",
-    "Progress",
     "Square",
-    "attack_named",
-    "run_attacks",
 ]

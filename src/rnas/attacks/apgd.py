@@ -9,14 +9,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rnas.attacks.base import checked
+from rnas.attacks.base import Attack
 from rnas.attacks.batching import survivors_only, without_fallen
-from rnas.attacks.checks import check_classes, check_positive, check_threat
+from rnas.attacks.checks import check_classes, check_positive, check_threat, plain_numbers
 from rnas.attacks.losses import correct, cross_entropy, dlr, margin, ranked, targeted_dlr
 from rnas.attacks.noise import normal, uniform
 from rnas.attacks.norms import Norm, project, steepest, unit
+from rnas.compute.freezing import Model
 from rnas.errors import unknown
-from rnas.frozen import Model
 
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Logits (B,K), labels (B,), targets (B,) to the loss to ascend (B,)."""
@@ -32,7 +32,7 @@ RHO = 0.75  # an interval in which the loss rose in no more than this share of i
 
 
 @dataclass(frozen=True, kw_only=True)
-class APGD:
+class APGD(Attack):
     """Auto-PGD on the cross-entropy, the margin, the DLR loss, or the targeted DLR loss ("dlr-targeted": APGD-T).
 
     `restarts` random starts for each image, or, when targeted, for each of the `targets` classes that the clean image
@@ -52,6 +52,7 @@ class APGD:
     """Most images in one pass while few are left; by default 64 on a CPU (`batching.row_limit`)."""
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         check_threat(self.eps, self.norm)
         check_positive("APGD", steps=self.steps, restarts=self.restarts, targets=self.targets)
         if self.loss not in OBJECTIVES:
@@ -112,10 +113,6 @@ class APGD:
             state.ascend(net, OBJECTIVES[self.loss], self.eps, self.norm, first=i == 0, last=i == self.steps - 1)
         result[alive] = state.x_best
         return result, stands
-
-    def __call__(self, model: Model, x: Tensor, y: Tensor) -> Tensor:
-        """Adversarial images (B,C,H,W) for `x` in [0,1] and labels `y` (B,). RnasError on bad input."""
-        return checked(self, model, x, y)
 
 
 class Checkpoints:

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from rnas.attacks.apgd import APGD
-from rnas.attacks.base import Attack, checked
-from rnas.attacks.checks import check_threat
+from rnas.attacks.base import Attack
+from rnas.attacks.checks import check_threat, plain_numbers
 from rnas.attacks.fab import FAB
 from rnas.attacks.losses import correct
 from rnas.attacks.noise import derived_seed
 from rnas.attacks.norms import Norm
 from rnas.attacks.square import Square
-from rnas.frozen import Model
+from rnas.compute.freezing import Model
 
 
 def member(name: str, eps: float, norm: Norm, seed: int | None, rows: int | None = None) -> Attack:
@@ -46,7 +46,7 @@ def standard(classes: int) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutoAttack:
+class AutoAttack(Attack):
     """AutoAttack `standard`; images that hold against all four attacks are returned as they are."""
 
     eps: float = 8 / 255
@@ -54,6 +54,7 @@ class AutoAttack:
     seed: int | None = None
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         check_threat(self.eps, self.norm)
 
     def perturb(self, net: Model, x: Tensor, y: Tensor) -> Tensor:
@@ -70,7 +71,3 @@ class AutoAttack:
             result[alive[~standing]] = x_adv[~standing]
             alive = alive[standing]
         return result
-
-    def __call__(self, model: Model, x: Tensor, y: Tensor) -> Tensor:
-        """Adversarial images (B,C,H,W) for `x` in [0,1] and labels `y` (B,). RnasError on bad input."""
-        return checked(self, model, x, y)

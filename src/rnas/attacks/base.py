@@ -1,47 +1,45 @@
-"""What every attack shares: checked inputs, a frozen model, gradients with respect to the images."""
+"""What every attack shares: the safe way in, which checks the inputs and freezes the model, and the verdict."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from abc import ABC, abstractmethod
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
-from rnas.attacks.checks import answer, check_gradient, check_images, check_logits
+from rnas.attacks.checks import check_gradient, check_images
+from rnas.attacks.foreign import opened
 from rnas.attacks.losses import correct
-from rnas.frozen import Model, frozen, unfolded
-from rnas.precision import full_precision
+from rnas.compute.freezing import Model
 
 
-class Attack(Protocol):
-    """A frozen dataclass of an attack's parameters. `perturb` is the attack itself, `__call__` the safe way in."""
+class Attack(ABC):
+    """An attack's parameters, a frozen dataclass each: `perturb` is the run of it, `__call__` the safe way in."""
 
+    black_box: ClassVar[bool] = False
+    """Whether it also attacks models that cannot be differentiated."""
+
+    @abstractmethod
     def perturb(self, net: Model, x: Tensor, y: Tensor) -> Tensor:
         """Adversarial images (B,C,H,W) for images `x` in [0,1] and labels `y` (B,).
 
-        Nothing is checked, and `net` must be frozen (`rnas.frozen.frozen`): the fast way in, for training loops.
+        Nothing is checked, and `net` must be frozen (`rnas.compute.freezing`): the fast way in, for training loops.
         """
-        ...
 
+    @final
     def __call__(self, model: Model, x: Tensor, y: Tensor) -> Tensor:
-        """`perturb`, after checking its inputs with one forward pass and freezing `model`. RnasError on bad input."""
-        ...
+        """Adversarial images (B,C,H,W) in [0,1] for `x` (B,C,H,W) in [0,1] and labels `y` (B,), in full precision.
 
-
-def checked(attack: Attack, model: Model, x: Tensor, y: Tensor) -> Tensor:
-    """The `__call__` of every attack: in full precision, whatever precision the caller has chosen."""
-    check_images(x, y)
-    with torch.inference_mode(False), full_precision(), unfolded(model) as plain, frozen(model) as net:
-        x, y = x.detach().clone(), y.to(x.device, copy=True)
-        check_logits(answer(plain, x), y)
-        if needs_gradient(attack):
-            check_gradient(plain, x, type(attack).__name__)
-        return confirmed(attack, plain, net, x, y)
-
-
-def needs_gradient(attack: Attack) -> bool:
-    """Whether the attack works only on models that can be differentiated."""
-    return not getattr(attack, "black_box", False)
+        A few forward passes check the inputs: RnasError before the first step of the attack if they cannot be right.
+        """
+        x = check_images(x, y)
+        with torch.inference_mode(False):
+            x, y = x.detach().clone(), y.to(x.device, copy=True)
+        with opened(model, x, y) as (plain, net):
+            if not self.black_box:
+                check_gradient(plain, x, type(self).__name__)
+            return confirmed(self, plain, net, x, y).clamp_(0, 1)
 
 
 def confirmed(attack: Attack, plain: Model, net: Model, x: Tensor, y: Tensor) -> Tensor:

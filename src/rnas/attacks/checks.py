@@ -3,34 +3,59 @@
 from __future__ import annotations
 
 import math
-from numbers import Real
+from dataclasses import fields
+from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from rnas.errors import RnasError, unknown
-from rnas.frozen import Model
+from rnas.compute.freezing import Model
+from rnas.errors import RnasError, out_of_memory, unknown
 
 NORMS = ("linf", "l2")
 FLOATS = (torch.float32, torch.float64)
+ROUNDING = 1e-4
+"""Images that leave [0,1] by no more are clamped: a fortieth of a step of 1/255, some hundred roundings of float32."""
 
 
-def check_threat(eps: float, norm: str) -> None:
-    """RnasError unless (`eps`, `norm`) is a threat model."""
+def plain_numbers(attack: Any) -> None:
+    """Make Python's own numbers of those in a frozen dataclass: NumPy's, and fractions, fit neither torch nor JSON."""
+    for field in fields(attack):
+        value = getattr(attack, field.name)
+        if isinstance(value, Real) and type(value).__module__ != "builtins":
+            object.__setattr__(attack, field.name, int(value) if isinstance(value, Integral) else float(value))
+
+
+def whole(name: str, value: Any, least: int | None = None) -> int:
+    """`value` as an int. RnasError, by the `name` it goes by, unless it is a whole number, and `least` or more."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or (least is not None and value < least):
+        expected = "a whole number" if least is None else f"a whole number, {least} or more"
+        raise RnasError(f"{name} is {value}: expected {expected}")
+    return int(value)
+
+
+def check_threat(eps: float, norm: str) -> float:
+    """`eps` as a float. RnasError unless (`eps`, `norm`) is a threat model."""
     if norm not in NORMS:
         raise unknown("norm", norm, NORMS)
     if isinstance(eps, bool) or not isinstance(eps, Real):
         raise RnasError(f"eps is {eps!r}: expected a number, such as {'8/255' if norm == 'linf' else '0.5'}")
+    eps = float(eps)
     if not (math.isfinite(eps) and eps > 0):
         raise RnasError(f"eps is {eps:g}: expected a radius above 0, such as {'8/255' if norm == 'linf' else '0.5'}")
     if norm == "linf" and eps > 1:
         raise RnasError(
             f"eps is {eps:g}: images lie in [0,1], so an l_inf radius is at most 1; did you mean {eps:g}/255?"
         )
+    return eps
 
 
-def check_images(x: Tensor, y: Tensor) -> None:
-    """RnasError unless `x` (B,C,H,W) are images in [0,1] and `y` (B,) their labels."""
+def check_images(x: Tensor, y: Tensor) -> Tensor:
+    """The images `x` (B,C,H,W), detached and within [0,1]. RnasError unless they are images, and `y` (B,) their labels.
+
+    What leaves [0,1] by a rounding is clamped.
+    """
     for name, value in (("images", x), ("labels", y)):
         if not isinstance(value, Tensor):
             raise RnasError(f"{name} are a {type(value).__name__}: expected a torch.Tensor")
@@ -38,9 +63,15 @@ def check_images(x: Tensor, y: Tensor) -> None:
         raise RnasError(f"images are {_described(x)}: expected float32 or float64 (B,C,H,W) with at least one image")
     if y.shape != x.shape[:1] or y.dtype != torch.int64:
         raise RnasError(f"labels are {_described(y)}: expected int64 ({len(x)},), one for each image")
-    low, high = (float(v) for v in torch.aminmax(x.detach()))
-    if not (low >= 0 and high <= 1):  # also catches NaN
-        raise RnasError(f"images lie in [{low:g}, {high:g}]: expected [0,1]; normalise inside the model, not before it")
+    x = x.detach()
+    low, high = (float(v) for v in torch.aminmax(x))
+    beyond = max(-low, high - 1)
+    if not beyond <= ROUNDING:  # also catches NaN
+        raise RnasError(
+            f"images lie in [{low:.6g}, {high:.6g}], {beyond:.2g} beyond [0,1] (up to {ROUNDING:g} is taken for "
+            "rounding): normalise inside the model, not before it"
+        )
+    return x.clamp(0, 1) if beyond > 0 else x
 
 
 def answer(model: Model, x: Tensor) -> Tensor:
@@ -48,12 +79,23 @@ def answer(model: Model, x: Tensor) -> Tensor:
     try:
         with torch.no_grad():
             return model(x)
-    except torch.OutOfMemoryError:
-        raise  # says itself what to do
-    except RuntimeError as e:
-        raise RnasError(
+    except RnasError:
+        raise
+    except Exception as e:  # a foreign model may raise anything
+        raise out_of_memory(e) or RnasError(
             f"the model fails on images that are {_described(x)} on {x.device} ({_first_line(e)}): "
             "expected images of its own type, size and device"
+        ) from e
+
+
+def check_alone(model: Model, x: Tensor, y: Tensor) -> None:
+    """RnasError unless the model, which answers several images `x` of labels `y`, also answers one."""
+    try:
+        check_logits(answer(model, x[:1]), y[:1])
+    except RnasError as e:
+        raise RnasError(
+            f"attacks also ask about one image alone, and there {e} (a squeeze() that drops the batch? batch "
+            "normalisation in train mode?)"
         ) from e
 
 
@@ -70,7 +112,9 @@ def missing_gradient(model: Model, x: Tensor) -> str | None:
         try:
             logits = model(x)
             gradient = torch.autograd.grad(logits.sum(), x, allow_unused=True)[0] if logits.requires_grad else None
-        except RuntimeError as e:
+        except Exception as e:  # a foreign model may raise anything
+            if told := out_of_memory(e):
+                raise told from e
             return f"the model has none to give ({_first_line(e)})"
     return "the model's answer is cut off from the images" if gradient is None else None
 
@@ -80,7 +124,7 @@ def check_logits(logits: object, y: Tensor) -> Tensor:
     if not isinstance(logits, Tensor):
         raise RnasError(f"the model returns a {type(logits).__name__}: expected logits, a tensor ({len(y)},classes)")
     if logits.dim() != 2 or len(logits) != len(y) or logits.shape[1] < 2:
-        raise RnasError(f"the model returns {_described(logits)} for {len(y)} images: expected ({len(y)},classes)")
+        raise RnasError(f"the model returns {_described(logits)} for {_images(len(y))}: expected ({len(y)},classes)")
     if logits.device != y.device:
         raise RnasError(f"the model answers on {logits.device}: expected logits on {y.device}, as the images are")
     if logits.dtype not in FLOATS:
@@ -103,7 +147,11 @@ def check_classes(logits: Tensor, needed: int, what: str) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def _images(n: int) -> str:
+    return "1 image" if n == 1 else f"{n} images"
 
 
 def _described(t: Tensor) -> str:

@@ -7,17 +7,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rnas.attacks.base import checked
-from rnas.attacks.checks import check_positive
+from rnas.attacks.base import Attack
+from rnas.attacks.checks import check_positive, plain_numbers
 from rnas.attacks.losses import correct, margin
 from rnas.attacks.norms import distance
-from rnas.frozen import Model
+from rnas.compute.freezing import Model
 
 BOX = 1 - 1e-6  # keeps the start tanh⁻¹ finite for pixels at 0 and 1, and lets their gradients live
 
 
 @dataclass(frozen=True, kw_only=True)
-class CWL2:
+class CWL2(Attack):
     """Adam on ‖x' − x‖² + c · max(z_y − max_{k≠y} z_k, −κ), x' = (tanh w + 1) / 2; any iterate may break an image.
 
     The nearest adversarial iterate is returned, at whatever distance; where there is none, the image itself.
@@ -29,6 +29,7 @@ class CWL2:
     lr: float = 0.01
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         check_positive("CWL2", c=self.c, steps=self.steps, lr=self.lr)
 
     def perturb(self, net: Model, x: Tensor, y: Tensor) -> Tensor:
@@ -50,7 +51,3 @@ class CWL2:
                 result = torch.where(better.view(-1, 1, 1, 1), x_adv, result)
             adam.step()
         return result
-
-    def __call__(self, model: Model, x: Tensor, y: Tensor) -> Tensor:
-        """Adversarial images (B,C,H,W) for `x` in [0,1] and labels `y` (B,). RnasError on bad input."""
-        return checked(self, model, x, y)

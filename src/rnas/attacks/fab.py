@@ -8,19 +8,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rnas.attacks.base import checked
+from rnas.attacks.base import Attack
 from rnas.attacks.batching import survivors_only, without_fallen
-from rnas.attacks.checks import check_positive, check_threat
+from rnas.attacks.checks import check_positive, check_threat, plain_numbers
 from rnas.attacks.losses import correct, of, ranked
 from rnas.attacks.noise import normal, uniform
 from rnas.attacks.norms import Norm, distance, unit
-from rnas.frozen import Model
+from rnas.compute.freezing import Model
 
 NEWTON_STEPS = 50  # far more than are ever needed: about 8 are
 
 
 @dataclass(frozen=True, kw_only=True)
-class FAB:
+class FAB(Attack):
     """FAB-T: for each of the `targets` nearest classes, `steps` projections onto the linearised boundary.
 
     Images are returned as they are unless an adversarial point within `eps` was found, which ends their search. The
@@ -40,6 +40,7 @@ class FAB:
     """Most images in one pass while few are left; by default 64 on a CPU (`batching.row_limit`)."""
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         check_threat(self.eps, self.norm)
         check_positive(
             "FAB",
@@ -132,10 +133,6 @@ class FAB:
         r0 = distance(d0, zero, self.norm).clamp(min=1e-8)
         alpha = (r1 / (r1 + r0)).clamp(max=self.alpha_max).view(-1, 1, 1, 1)
         return ((1 - alpha) * (x1 + self.eta * d1) + alpha * (x + self.eta * d0)).clamp_(0, 1)
-
-    def __call__(self, model: Model, x: Tensor, y: Tensor) -> Tensor:
-        """Adversarial images (B,C,H,W) for `x` in [0,1] and labels `y` (B,). RnasError on bad input."""
-        return checked(self, model, x, y)
 
 
 def _forward(net: Model, x1: Tensor, y: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:

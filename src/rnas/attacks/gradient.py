@@ -8,12 +8,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rnas.attacks.base import checked
-from rnas.attacks.checks import check_positive, check_threat
+from rnas.attacks.base import Attack
+from rnas.attacks.checks import check_positive, check_threat, plain_numbers
 from rnas.attacks.losses import LOSSES, Loss, correct
 from rnas.attacks.norms import Norm, project, random_point, steepest
+from rnas.compute.freezing import Model
 from rnas.errors import unknown
-from rnas.frozen import Model
 
 
 def ascent_direction(net: Model, x_adv: Tensor, y: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
@@ -26,7 +26,7 @@ def ascent_direction(net: Model, x_adv: Tensor, y: Tensor, loss: Loss) -> tuple[
 
 
 @dataclass(frozen=True, kw_only=True)
-class FGSM:
+class FGSM(Attack):
     """Fast gradient sign method: one step of length ε along the loss's steepest ascent (Goodfellow et al. 2015)."""
 
     eps: float = 8 / 255
@@ -34,6 +34,7 @@ class FGSM:
     norm: Norm = "linf"
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         check_threat(self.eps, self.norm)
         _check_loss(self.loss)
 
@@ -42,13 +43,9 @@ class FGSM:
         gradient, _ = ascent_direction(net, x, y, LOSSES[self.loss])
         return (x + self.eps * steepest(gradient, self.norm)).clamp_(0, 1)
 
-    def __call__(self, model: Model, x: Tensor, y: Tensor) -> Tensor:
-        """Adversarial images (B,C,H,W) for `x` in [0,1] and labels `y` (B,). RnasError on bad input."""
-        return checked(self, model, x, y)
-
 
 @dataclass(frozen=True, kw_only=True)
-class PGD:
+class PGD(Attack):
     """Projected gradient descent: the last of `steps` steps along the loss's steepest ascent (Madry et al. 2018).
 
     Defaults are the paper's training attack (§5.1). `seed=None` draws the random start from torch's global generator;
@@ -66,6 +63,7 @@ class PGD:
     seed: int | None = None
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         check_threat(self.eps, self.norm)
         check_positive("PGD", step=self.step, steps=self.steps)
         _check_loss(self.loss)
@@ -95,13 +93,9 @@ class PGD:
             x_adv = self._stepped(x_adv[standing], x, gradient[standing])
         return result
 
-    def __call__(self, model: Model, x: Tensor, y: Tensor) -> Tensor:
-        """Adversarial images (B,C,H,W) for `x` in [0,1] and labels `y` (B,). RnasError on bad input."""
-        return checked(self, model, x, y)
-
 
 @dataclass(frozen=True, kw_only=True)
-class CW:
+class CW(Attack):
     """C&W in the ball, the field's reading: PGD on the margin max_{k≠y} z_k − z_y (Carlini & Wagner 2017)."""
 
     eps: float = 8 / 255
@@ -112,6 +106,7 @@ class CW:
     seed: int | None = None
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         self._pgd()
 
     def _pgd(self) -> PGD:
@@ -128,10 +123,6 @@ class CW:
     def perturb(self, net: Model, x: Tensor, y: Tensor) -> Tensor:
         """Adversarial images; inputs unchecked, `net` frozen."""
         return self._pgd().perturb(net, x, y)
-
-    def __call__(self, model: Model, x: Tensor, y: Tensor) -> Tensor:
-        """Adversarial images (B,C,H,W) for `x` in [0,1] and labels `y` (B,). RnasError on bad input."""
-        return checked(self, model, x, y)
 
 
 def _check_loss(loss: str) -> None:

@@ -10,21 +10,21 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor
 
-from rnas.attacks.base import checked
+from rnas.attacks.base import Attack
 from rnas.attacks.batching import row_limit
-from rnas.attacks.checks import check_positive, check_threat
+from rnas.attacks.checks import check_positive, check_threat, plain_numbers
 from rnas.attacks.losses import correct, margin
 from rnas.attacks.noise import derived_seed, uniform
 from rnas.attacks.norms import Norm, l2, unit
+from rnas.compute.freezing import Model
 from rnas.errors import RnasError
-from rnas.frozen import Model
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries after which the changed share p is halved
 OVERHEAD = {"cpu": 5.0, "gpu": 256.0}  # rows that cost about as much as a forward pass costs beside them
 
 
 @dataclass(frozen=True, kw_only=True)
-class Square:
+class Square(Attack):
     """Square Attack on the margin, with the schedule of p unrescaled, as AutoAttack runs it.
 
     The proposals (place, size, signs) of a run are drawn once for all images; the first perturbation, and for l_2 the
@@ -44,6 +44,7 @@ class Square:
     black_box: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         check_threat(self.eps, self.norm)
         check_positive("Square", queries=self.queries, p_init=self.p_init, restarts=self.restarts)
         if self.p_init > 1:
@@ -115,7 +116,7 @@ class Square:
         generator = None
         if (seed := derived_seed(self.seed, f"proposals {restart}")) is not None:
             generator = Generator().manual_seed(seed)
-        places = torch.rand((self.queries, 4), generator=generator)
+        places = torch.rand((self.queries, 4), generator=generator, dtype=torch.float32)
         return places, 2 * torch.randint(0, 2, (self.queries, x.shape[1] + 1), generator=generator) - 1
 
     def _proposals(self, x: Tensor, restart: int) -> _Proposals:
@@ -174,10 +175,6 @@ class Square:
             delta[second] = 0
             delta[first] = _unit_channels(change) * budget
         return (x + self.eps * unit(delta)).clamp_(0, 1)
-
-    def __call__(self, model: Model, x: Tensor, y: Tensor) -> Tensor:
-        """Adversarial images (B,C,H,W) for `x` in [0,1] and labels `y` (B,). RnasError on bad input."""
-        return checked(self, model, x, y)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 from rnas.data.cache import Progress, cache_root
 from rnas.data.dataset import Dataset, Split, batches, halves, limited
+from rnas.data.decoding import Size, sides
 from rnas.errors import RnasError, unknown
 
 __all__ = ["NAMES", "Dataset", "Progress", "Split", "batches", "check_apart", "halves", "load", "prepare"]
@@ -21,7 +22,7 @@ def load(
     spec: str | Path,
     *,
     root: Path | str | None = None,
-    image_size: int | None = None,
+    image_size: Size | None = None,
     test_fraction: float | None = None,
     limit_per_class: int | None = None,
     seed: int = 0,
@@ -31,14 +32,14 @@ def load(
     """The data set `spec`: one of `NAMES`, the path of an `.npz` file, or of a folder of class folders.
 
     `root` is where named sets lie or are downloaded to, by default $RNAS_DATA or ~/.cache/rnas; `image_size` scales
-    images to that many pixels a side (own images: what the scaled image has beyond a square is cut off);
+    images to that many pixels a side, or to height and width (of a folder's images what goes beyond is cut off);
     `test_fraction` of a folder without test images is set apart; `limit_per_class` keeps as many training
     images of each class, drawn with `seed`; the test split stays whole, so that figures remain comparable.
     `to_test` asks for images to test a network on: a folder need not have training images then, and `test_fraction` is
     of use only where there is no split.
     RnasError if the data are missing, unreadable or not what they should be.
     """
-    if image_size is not None and not 4 <= image_size <= 1024:
+    if image_size is not None and not all(4 <= side <= 1024 for side in sides(image_size)):
         raise RnasError(f"the image size is {image_size}: expected 4 to 1024 pixels")
     if limit_per_class is not None and limit_per_class < 1:
         raise RnasError(f"the limit per class is {limit_per_class}: expected 1 or more")
@@ -51,12 +52,13 @@ def load(
 def _find(
     spec: str | Path,
     root: Path | None,
-    image_size: int | None,
+    image_size: Size | None,
     test_fraction: float | None,
     progress: Progress | None,
     to_test: bool,
 ) -> Dataset:
-    from rnas.data import arrays, folders, official
+    from rnas.data import arrays, folders
+    from rnas.data.official import catalogue
 
     if spec == "":
         raise RnasError(f"the name of the data is empty: expected an .npz file, a folder, or {', '.join(NAMES)}")
@@ -66,10 +68,10 @@ def _find(
         raise RnasError(f"{spec} has a test split of its own: a test fraction is for folders without one")
     if spec == "digits":
         return arrays.digits(image_size)
-    if spec in official.SETS:
-        return official.named(official.SETS[str(spec)], root or cache_root(), image_size, progress=progress)[0]
+    if spec in catalogue.SETS:
+        return catalogue.named(catalogue.SETS[str(spec)], root or cache_root(), image_size, progress=progress)[0]
     if own_folder:
-        official.refuse_pickles_at(path)
+        catalogue.refuse_pickles_at(path)
         return folders.folder(path, image_size, test_fraction, progress, to_test)
     if path.suffix == ".npz" or path.is_file():
         return arrays.npz(path, image_size)
@@ -100,7 +102,7 @@ def prepare(
     (whether the numbers are those of the official set). `mirror`, or $RNAS_MIRROR, is the address of a folder that
     holds the official files. RnasError if any of it fails; what was downloaded stays, and the next call continues.
     """
-    from rnas.data import official
+    from rnas.data.official import catalogue
 
     if name not in NAMES:
         raise unknown("data set", name, NAMES)
@@ -108,9 +110,9 @@ def prepare(
     if name == "digits":
         dataset, complete = load(name), True
     else:
-        published = official.SETS[name]
+        published = catalogue.SETS[name]
         place = Path(root) if root else cache_root()
-        dataset, folder, new = official.named(published, place, None, mirror, progress, refuse_pickles=False)
+        dataset, folder, new = catalogue.named(published, place, None, mirror, progress, refuse_pickles=False)
         complete = (len(dataset.train), len(dataset.test)) == published.counts
     return {
         "name": name,

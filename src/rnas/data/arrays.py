@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rnas.data.dataset import Dataset, Split, stratified
+from rnas.data.decoding import Size, sides
 from rnas.errors import RnasError
 from rnas.files import is_text, size_text
 
@@ -26,7 +27,7 @@ FIXED_SPLIT = 0
 evaluation, a network would be tested on images that it was trained on."""
 
 
-def digits(image_size: int | None = None) -> Dataset:
+def digits(image_size: Size | None = None) -> Dataset:
     """scikit-learn's 1,797 handwritten digits (UCI, Alpaydin and Kaynak 1998): 8x8 images in 17 grey levels, scaled
     bilinearly to 3x16x16 or `image_size`; 1,437 to train and 360, stratified and always the same, to test. Attacked
     at 16/255, for at 8/255 they are too easy."""
@@ -34,8 +35,7 @@ def digits(image_size: int | None = None) -> Dataset:
 
     raw, target = load_digits(return_X_y=True)
     x = torch.from_numpy(raw).float().view(-1, 1, 8, 8) / 16 * 255
-    size = image_size or 16
-    x = F.interpolate(x, (size, size), mode="bilinear", antialias=True)
+    x = F.interpolate(x, sides(image_size or 16), mode="bilinear", antialias=True)
     images = x.round().clamp(0, 255).to(torch.uint8).expand(-1, 3, -1, -1)
     labels = torch.from_numpy(target).long()
     test = stratified(labels, 360, FIXED_SPLIT)
@@ -43,7 +43,7 @@ def digits(image_size: int | None = None) -> Dataset:
     return Dataset("digits", split[~test], split[test], tuple("0123456789"), eps_default=16 / 255)
 
 
-def npz(path: Path, image_size: int | None = None) -> Dataset:
+def npz(path: Path, image_size: Size | None = None) -> Dataset:
     """The data set in an `.npz` file: `x_train`, `x_test` uint8 (N,H,W,3), (N,3,H,W) or grey (N,H,W);
     `y_train`, `y_test` integers (N,) that number the classes from 0; optionally `classes`, their names.
 
@@ -70,7 +70,7 @@ def npz(path: Path, image_size: int | None = None) -> Dataset:
         raise RnasError(f"{path}: training images are {sizes[0]} and test images {sizes[1]}: give an image size")
     names = _class_names(found["classes"], path) if "classes" in found else None
     classes = check_labels(train.labels, test.labels, names, str(path))
-    return Dataset(path.stem, train, test, classes)
+    return Dataset(path.resolve().stem, train, test, classes)
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray[Any, Any]]:
@@ -110,7 +110,7 @@ def _check_declared(path: Path, size: int, name: str, labels: int) -> None:
         )
 
 
-def check_images(x: np.ndarray[Any, Any], where: str, image_size: int | None) -> Tensor:
+def check_images(x: np.ndarray[Any, Any], where: str, image_size: Size | None) -> Tensor:
     """`x` as uint8 (N,3,H,W), resized if `image_size` says so. RnasError, naming `where`, if it is no such thing."""
     if x.dtype != np.uint8:
         hint = "; multiply images in [0,1] by 255 and round" if x.dtype.kind == "f" else ""
@@ -131,11 +131,11 @@ def check_images(x: np.ndarray[Any, Any], where: str, image_size: int | None) ->
     return images.expand(-1, 3, -1, -1).contiguous()
 
 
-def resize(images: Tensor, size: int) -> Tensor:
-    """`images` uint8 (N,C,H,W), N > 0, as (N,C,size,size): bilinear, smoothed where it shrinks."""
-    if images.shape[2:] == (size, size) or not images.shape[2] * images.shape[3]:
+def resize(images: Tensor, size: Size) -> Tensor:
+    """`images` uint8 (N,C,H,W), N > 0, of another size: bilinear, smoothed where it shrinks."""
+    if images.shape[2:] == sides(size) or not images.shape[2] * images.shape[3]:
         return images
-    parts = (F.interpolate(x.float(), (size, size), mode="bilinear", antialias=True) for x in torch.split(images, 1024))
+    parts = (F.interpolate(x.float(), sides(size), mode="bilinear", antialias=True) for x in torch.split(images, 1024))
     return torch.cat([x.round().clamp(0, 255).to(torch.uint8) for x in parts])
 
 

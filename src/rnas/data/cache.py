@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rnas.data.dataset import Dataset, Split
+from rnas.data.decoding import Size
 from rnas.errors import RnasError
 from rnas.files import NO_ROOM, RANDOM, locked, remove_leftovers, replacing, size_text
 
@@ -71,6 +72,11 @@ def cache_root() -> Path:
     return Path(os.path.expanduser(os.environ.get("RNAS_DATA") or "~/.cache/rnas"))
 
 
+def size_name(size: Size | None) -> str:
+    """How a cache's variant names the size that images were scaled to."""
+    return "x".join(map(str, size)) if isinstance(size, tuple) else str(size or "native")
+
+
 def cached(
     name: str,
     variant: str,
@@ -108,10 +114,9 @@ class _DiskFullError(RnasError):
 def _made(path: Path, name: str, source: str, parse: Callable[[], Decoding], progress: Progress | None) -> Dataset:
     """The data set in the cache file `path`, once it is made, by this process or by another one that was faster."""
     try:
-        with locked(path.with_name(".lock")) as alone:
+        with locked(path.with_name(".lock")):
             if (dataset := read(path, name, source)) is None:
-                if alone:
-                    remove_leftovers(path.parent, rf"\..+\.u8\.{RANDOM}\.tmp")
+                remove_leftovers(path.parent, rf"\..+\.u8\.{RANDOM}\.tmp")
                 write(path, parse(), source, progress, f"decoding {name}")
                 if (dataset := read(path, name, source)) is None:
                     raise RnasError(f"{path} changed while it was being written: start again")

@@ -5,6 +5,7 @@ This file imports nothing of rnas, because worker processes that run it should s
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
@@ -17,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.Image import Transpose
 
 MAX_PIXELS = 89_478_485
 """The size, in pixels, from which Pillow suspects a decompression bomb; here such an image is refused."""
@@ -24,19 +26,33 @@ FOREIGN = {"EPS", "WMF"}
 """Formats that Pillow hands to another program or the operating system: not for files that nobody vouches for."""
 ORIENTATION = 0x0112
 """The EXIF tag that says how the camera was held."""
+UPRIGHT = {
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}
+"""What sets an image upright whose orientation is not 1."""
 HEADER = struct.Struct("<?III")
 """What a worker writes before each answer: whether it is an image, its height and width, how many bytes follow."""
+
+
+Size = int | tuple[int, int]
+"""Pixels to a side, or height and width."""
 
 
 class UnreadableError(Exception):
     """The file holds no image that can be read; the message says why."""
 
 
-def decode(path: Path, size: int | None = None) -> NDArray[np.uint8]:
+def decode(path: Path, size: Size | None = None) -> NDArray[np.uint8]:
     """The image in the file `path` as uint8 (H,W,3).
 
     Greyscale becomes three equal channels, transparency white, 16 bit 8; a camera's rotation is applied; of an
-    animation the first frame is taken. With `size` the shorter side is scaled to it and the middle cut out.
+    animation the first frame is taken. With `size` the image is scaled until it covers it, and the middle cut out.
     UnreadableError if there is no such image.
     """
     try:
@@ -52,20 +68,36 @@ def decode(path: Path, size: int | None = None) -> NDArray[np.uint8]:
         raise UnreadableError((str(e).splitlines() or [type(e).__name__])[0]) from e
 
 
-def _decoded(path: Path, size: int | None) -> NDArray[np.uint8]:
+def _decoded(path: Path, size: Size | None) -> NDArray[np.uint8]:
     if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe waits for someone to write into it
         raise UnreadableError("no regular file")
     with Image.open(path, formats=_formats(path.suffix.lower())) as image:
         if image.width * image.height > MAX_PIXELS:
             raise UnreadableError(f"{image.width}x{image.height} pixels are more than the {MAX_PIXELS} allowed")
         if size is not None:
-            image.draft("RGB", (2 * size, 2 * size))  # lets a JPEG decoder skip detail that would be lost anyway
+            enough = 2 * max(sides(size))  # whichever side will be up
+            image.draft("RGB", (enough, enough))  # lets a JPEG decoder skip detail that would be lost anyway
         image.load()
-        upright = ImageOps.exif_transpose(image) if image.getexif().get(ORIENTATION, 1) != 1 else image
-        rgb = _rgb(upright)
-        if size is not None and rgb.size != (size, size):
-            rgb = ImageOps.fit(rgb, (size, size), Image.Resampling.BILINEAR)
+        turn = UPRIGHT.get(_orientation(image))
+        rgb = _rgb(image.transpose(turn) if turn is not None else image)
+        if size is not None and rgb.size != sides(size)[::-1]:
+            rgb = ImageOps.fit(rgb, sides(size)[::-1], Image.Resampling.BILINEAR)
         return np.asarray(rgb)
+
+
+def sides(size: Size) -> tuple[int, int]:
+    """Height and width."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's orientation; 1, which is upright, where none can be read. It is a note beside the pixels: a malformed one,
+    as some cameras and editors write, costs the note only."""
+    with contextlib.suppress(Exception):  # Pillow's parser raises many types on it
+        orientation = image.getexif().get(ORIENTATION)
+        return orientation if isinstance(orientation, int) else 1
+    return 1
 
 
 @cache

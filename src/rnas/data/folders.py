@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from rnas.data.cache import Decoding, Progress, cached, fingerprint
+from rnas.data.cache import Decoding, Progress, cached, fingerprint, size_name
 from rnas.data.dataset import Dataset
-from rnas.data.images import decode_all, image_files
+from rnas.data.decoding import Size
+from rnas.data.images import decode_all, image_files, is_foreign
 from rnas.errors import RnasError
 from rnas.files import is_text
 
@@ -26,7 +27,7 @@ Labelled = list[tuple[str, int]]
 
 def folder(
     root: Path,
-    image_size: int | None = None,
+    image_size: Size | None = None,
     test_fraction: float | None = None,
     progress: Progress | None = None,
     to_test: bool = False,
@@ -47,7 +48,7 @@ def folder(
         return Decoding(classes, train_labels, test_labels, decode_all(root, files, image_size))
 
     source = fingerprint(root, files, classes, image_size, test_labels.tolist())
-    variant = f"{image_size or 'native'}" + (f"-{test_fraction}" if test_fraction else "")
+    variant = size_name(image_size) + (f"-{test_fraction}" if test_fraction else "")
     return cached(root.resolve().name or "images", variant, root, source, parse, progress)
 
 
@@ -108,7 +109,7 @@ def _tests(root: Path, test_fraction: float | None) -> tuple[tuple[str, ...], La
 
 def _folders(root: Path) -> list[str]:
     try:
-        return sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+        return sorted(p.name for p in root.iterdir() if p.is_dir() and not is_foreign(p.name))
     except OSError as e:
         raise RnasError(f"cannot read {root}: {e.strerror}") from e
 

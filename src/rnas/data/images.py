@@ -17,21 +17,35 @@ from numpy.typing import NDArray
 
 from rnas.data import decoding
 from rnas.data.arrays import MAX_SIZE, MIN_SIZE
+from rnas.data.decoding import Size
 from rnas.errors import RnasError
 
 CHUNK = 256
 """Images that are passed on at a time: 3 MiB at 64x64."""
 WORTHWHILE = 8 << 20
 """Bytes of image files from which on worker processes, which take a fifth of a second to start, pay."""
-IGNORED = {"thumbs.db", "desktop.ini"}
+IGNORED = frozenset(
+    [
+        *("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"),  # file managers
+        "__macosx",  # archives that were packed on a Mac
+        *("@eadir", "@tmp", "#recycle", "#snapshot", "@recycle", "@recently-snapshot"),  # Synology's and QNAP's storage
+        *("$recycle.bin", "system volume information", "lost+found"),  # the top of a disk
+    ]
+)
+"""Files and folders, in lower case, that systems put among images: thumbnails, notes, what was deleted."""
 
 Answer = NDArray[np.uint8] | str
 """An image uint8 (H,W,3), or why it cannot be read."""
 
 
+def is_foreign(name: str) -> bool:
+    """Whether a file or folder of this name is hidden, or one that a system put there: nobody's image or class."""
+    return name.startswith(".") or name.lower() in IGNORED
+
+
 def image_files(root: Path, folder: str) -> list[str]:
-    """The name, below `root`, of every file in `folder` at any depth, sorted; without hidden ones and those of file
-    managers. Links are followed, but not in circles."""
+    """The name, below `root`, of every file in `folder` at any depth, sorted; without hidden ones and those of systems.
+    Links are followed, but not in circles."""
     found: list[str] = []
     seen: set[str] = set()
     for place, folders, files in os.walk(root / folder, onerror=_unreadable, followlinks=True):
@@ -40,9 +54,9 @@ def image_files(root: Path, folder: str) -> list[str]:
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not is_foreign(name))
         below = os.path.relpath(place, root)
-        found += [os.path.join(below, n) for n in files if not n.startswith(".") and n.lower() not in IGNORED]
+        found += [os.path.join(below, name) for name in files if not is_foreign(name)]
     return sorted(found)
 
 
@@ -50,7 +64,7 @@ def _unreadable(e: OSError) -> None:
     raise RnasError(f"cannot read {e.filename}: {e.strerror}") from e
 
 
-def decode_all(root: Path, names: Sequence[str], size: int | None) -> Iterator[NDArray[np.uint8]]:
+def decode_all(root: Path, names: Sequence[str], size: Size | None) -> Iterator[NDArray[np.uint8]]:
     """The images in the files `names` below `root`, in order, as arrays uint8 (n,3,H,W) of a few hundred.
 
     Without `size` they must all be of one size. RnasError, listing the files, if some cannot be read: all are gone
@@ -72,7 +86,9 @@ def decode_all(root: Path, names: Sequence[str], size: int | None) -> Iterator[N
             yield np.stack(ready).transpose(0, 3, 1, 2)
     if failed:
         shown = ", ".join(failed[:10]) + (f" and {len(failed) - 10} more" if len(failed) > 10 else "")
-        raise RnasError(f"{len(failed)} of {len(names)} images in {root} cannot be read: {shown}; mend or remove them")
+        raise RnasError(
+            f"{len(failed)} of {len(names)} images in {root} cannot be read: {shown}; repair or remove them"
+        )
 
 
 def _check_size(shape: tuple[int, ...], before: tuple[int, ...] | None, name: str, first: str) -> None:
@@ -88,7 +104,7 @@ def _check_size(shape: tuple[int, ...], before: tuple[int, ...] | None, name: st
         )
 
 
-def _answers(root: Path, names: Sequence[str], size: int | None) -> Iterator[Answer]:
+def _answers(root: Path, names: Sequence[str], size: Size | None) -> Iterator[Answer]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if cores > 1 and sys.executable and _bytes(root, names) >= WORTHWHILE:
         return _by_workers(root, names, size, cores)
@@ -101,14 +117,14 @@ def _bytes(root: Path, names: Sequence[str]) -> int:
     return 0
 
 
-def _answer(path: Path, size: int | None) -> Answer:
+def _answer(path: Path, size: Size | None) -> Answer:
     try:
         return decoding.decode(path, size)
     except decoding.UnreadableError as e:
         return str(e)
 
 
-def _by_workers(root: Path, names: Sequence[str], size: int | None, count: int) -> Iterator[Answer]:
+def _by_workers(root: Path, names: Sequence[str], size: Size | None, count: int) -> Iterator[Answer]:
     """Image i comes from worker i modulo `count`; the pipes keep each worker a few images ahead.
 
     Processes, for with small images the interpreter's lock leaves threads no faster than one; and plain programs,

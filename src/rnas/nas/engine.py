@@ -29,20 +29,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rnas.attacks import PGD
+from rnas.compute.device import choose_precision, reseed
+from rnas.compute.layout import arranged_for
+from rnas.compute.memory import buffers_kept
+from rnas.compute.precision import FP32
 from rnas.console import Console
 from rnas.data import Split, batches
 from rnas.data.dataset import stratified
-from rnas.graphs import ALPHAS, WEIGHTS, Kind
+from rnas.fast.recording import ALPHAS, WEIGHTS, Kind
 from rnas.nas.methods.base import Method
 from rnas.nas.objectives import ImageLoss, Weighted
-from rnas.nets.fast_kernels import arranged_for
-from rnas.nets.recompute import buffers_kept
+from rnas.nas.progress import Progress
 from rnas.nets.space import Input, Weights
 from rnas.nets.supernet import Supernet
-from rnas.objectives import FP32, CrossEntropy, Objective
-from rnas.runs import Run, read_log
+from rnas.records.folder import Run, read_log
 from rnas.settings import Search
-from rnas.steps import Running, check_finite, choose_precision, craft, differentiated, only, reseed
+from rnas.training.adversarial import craft
+from rnas.training.meters import Running
+from rnas.training.objectives import CrossEntropy, Objective
+from rnas.training.step import check_finite, differentiated, differentiating_only
 
 C = TypeVar("C")
 Batch = tuple[Tensor, Tensor]  # x (B,3,H,W) in [0,1], y (B,)
@@ -119,6 +124,9 @@ class Engine:
         self.epoch = self.steps = 0
         self.run: Run | None = None
         """Where the search is written, once it is open."""
+        self.progress: Progress | None = None
+        self.doing = ""
+        """What the passes are made for now, for whoever watches."""
 
     def use(self, net: Supernet) -> None:
         """Work on `net` from now on, with new optimisers."""
@@ -148,13 +156,12 @@ class Engine:
         return self.images.iterations
 
     def train(self, n: int | None = None) -> Iterator[Batch]:
-        """The first `n` of an epoch's training batches, by default all; with a progress bar."""
+        """The first `n` of an epoch's training batches, by default all."""
         n = self.iterations if n is None else n
         drawn = self.images.batches(self.images.train, TRAIN, self.epoch)
-        with self.console.bar(f"search, epoch {self.epoch} of {self.settings.epochs}", n) as advance:
-            for _ in range(n):
-                yield next(drawn)
-                advance(1)
+        for step in range(1, n + 1):
+            self.doing = f"step {step} of {n}"
+            yield next(drawn)
 
     @property
     def monitored(self) -> list[Batch]:
@@ -186,7 +193,14 @@ class Engine:
 
     def adversarial(self, x: Tensor, y: Tensor, w: Weights | None = None) -> Tensor:
         """Adversarial images against the network in eval mode; a sampled one is attacked as it is then trained."""
-        return craft(self.attack, self.net, x, y, self.precision, self._weights(w).detach())
+        x_adv = craft(self.attack, self.net, x, y, self.precision, self._weights(w).detach())
+        self.moved(self.attack.steps)
+        return x_adv
+
+    def moved(self, passes: float) -> None:
+        """Let whoever watches know of so many passes of a batch."""
+        if self.progress is not None:
+            self.progress.moved(self.doing, passes)
 
     def slope(
         self,
@@ -201,7 +215,8 @@ class Engine:
         parameters = list(parameters)
         self.net.train(train)
         self.steps += 1
-        with only(parameters, self.net):
+        self.moved(1)
+        with differentiating_only(parameters, self.net):
             loss, told = differentiated(kind, objective, self.net, inputs, parameters)
         self.net.train()
         grads = tuple(torch.zeros_like(p) if p.grad is None else p.grad for p in parameters)
@@ -286,7 +301,7 @@ class Engine:
         """(B,3,H,W), of the sum of the images' losses."""
         x = x.detach().requires_grad_()
         self.net.train(train)
-        with only((), self.net), buffers_kept(self.net):
+        with differentiating_only((), self.net), buffers_kept(self.net):
             (gradient,) = torch.autograd.grad(loss(self.net, x, y, *noise).sum(), x)
         self.net.train()
         return gradient
@@ -333,6 +348,7 @@ class Engine:
         """
         attack = replace(self.attack, seed=self.settings.seed)
         w = self._weights(w).detach()
+        self.doing = "measuring"
         vulnerability = self.method.vulnerability()
         clean, adversarial = Running(self.device), Running(self.device)
         total, count = torch.zeros((), device=self.device), 0
@@ -346,6 +362,7 @@ class Engine:
                 self.net.train()
                 total += vulnerability(self.net, x, x_adv, w)[0] * len(y)
             count += len(y)
+            self.moved((attack.steps + 2) * len(y) / self.settings.batch_size)
         return Measured(clean.loss, clean.accuracy, adversarial.loss, adversarial.accuracy, float(total) / count)
 
     # --- a phase without gradients

@@ -1,4 +1,4 @@
-"""What steps of a search descend on besides `rnas.objectives`: losses of the weights that a method has."""
+"""What steps of a search descend on besides `rnas.training.objectives`: losses of the weights that a method has."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from typing import Any, Protocol, cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rnas.compute.precision import FP32, Precision
 from rnas.nets.space import Weights
 from rnas.nets.supernet import Supernet
-from rnas.objectives import FP32
-from rnas.precision import Precision
 from rnas.settings import Features, Reduction
 from rnas.vulnerability import network_vulnerability
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -12,35 +13,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rnas import checkpoint
+from rnas.compute import checkpoint
+from rnas.compute.device import choose_device, hardware, reseed
+from rnas.compute.precision import full_precision
 from rnas.console import Console
 from rnas.data import Dataset, halves
+from rnas.data.sources import fingerprint, load_data
 from rnas.errors import RnasError
+from rnas.evaluation.trust import above_chance, chance
+from rnas.fast.recording import forget
+from rnas.fast.supernet import FastSupernet
 from rnas.files import write_text
 from rnas.genotype import Architecture
-from rnas.graphs import forget
-from rnas.nas.engine import WEIGHTS_DRAWN, Engine, Halves, Measured
+from rnas.nas.engine import WEIGHTS_DRAWN, Batch, Engine, Halves, Measured
 from rnas.nas.methods import load
 from rnas.nas.methods.base import Method
+from rnas.nas.progress import Progress
 from rnas.nets.derived import check_image_size
-from rnas.nets.fast import FastSupernet
 from rnas.nets.space import Shape, Weights
-from rnas.precision import full_precision
-from rnas.runs import LOG, Run, read_log, write_arrays
+from rnas.records.arrays import write_arrays
+from rnas.records.folder import Run, read_log
+from rnas.records.layout import ALPHAS, GENOTYPE, LOG, STRENGTHS
 from rnas.settings import Search
-from rnas.steps import (
-    Running,
-    check_finite,
-    choose_device,
-    fingerprint,
-    hardware,
-    load_data,
-    reseed,
-    set_lr,
-    training_attack,
-)
-
-GENOTYPE, ALPHAS, STRENGTHS = "genotype.json", "alphas.npz", "strengths.npz"
+from rnas.training.adversarial import training_attack
+from rnas.training.meters import Running
+from rnas.training.schedule import set_lr
+from rnas.training.step import check_finite
 
 
 @dataclass
@@ -69,7 +67,7 @@ class State:
         check_weights(method.weights(), shape, settings.method)
         self.engine.use(net.to(self.engine.device))
 
-    def save(self, folder: Path) -> None:
+    def save(self, run: Run) -> None:
         engine = self.engine
         state = {
             "shape": {f.name: getattr(engine.net.shape, f.name) for f in fields(Shape) if f.name != "space"},
@@ -80,7 +78,7 @@ class State:
             "strengths": self.strengths,
             "history": self.alphas,
         }
-        checkpoint.save(folder, state)
+        checkpoint.save(run, state)
 
     def restore(self, saved: dict[str, Any]) -> None:
         saved = as_today(saved)
@@ -121,11 +119,16 @@ def check_weights(weights: Weights, shape: Shape, method: str) -> None:
 
 
 @full_precision()
-def search(settings: Search, console: Console | None = None, method: type[Method] | None = None) -> Architecture:
+def search(
+    settings: Search,
+    console: Console | None = None,
+    method: type[Method] | None = None,
+    announce: Callable[[Dataset], None] = lambda data: None,
+) -> Architecture:
     """Search an architecture; writes the run folder `settings.out` and returns what it found.
 
-    The method is the one that the settings name, or `method`. RnasError for bad input, before anything is written, and
-    for a loss that is no longer finite.
+    The method is the one that the settings name, or `method`; `announce` is called with the images when a new search is
+    about to begin. RnasError for bad input, before anything is written, and for a loss that is no longer finite.
     """
     console = console or Console(quiet=True)
     settings, method, of_method = _chosen(settings, method)
@@ -138,30 +141,54 @@ def search(settings: Search, console: Console | None = None, method: type[Method
     state.build(engine.method.shape(1), 1)
 
     facts = {**fingerprint(data), **of_method, "precision": engine.precision.name}
-    run = Run.open(settings.out, settings, resume=settings.resume, device=hardware(device), facts=facts)
-    engine.run = run
-    saved = checkpoint.load(run.folder)
+    with Run.open(settings.out, settings, resume=settings.resume, device=hardware(device), facts=facts) as run:
+        engine.run = run
+        return _search(state, run, console, announce)
+
+
+def _search(state: State, run: Run, console: Console, announce: Callable[[Dataset], None]) -> Architecture:
+    """What is not done yet of `run`."""
+    engine, settings = state.engine, state.engine.settings
+    saved = checkpoint.load(run)
     if saved is None:
+        announce(state.data)
         state.remember()
         engine.method.start(engine)
     else:
         state.restore(saved)
-        console.say(f"search: going on after epoch {state.epoch} of {settings.epochs}")
     run.rewind(state.epoch)
-    while state.epoch < settings.epochs:
-        state.epoch += 1
-        state.build(engine.method.shape(state.epoch), state.epoch)
-        event = _epoch(state)
-        state.remember()
-        run.log(**event)
-        state.save(run.folder)
-        console.say(_line(event, settings.epochs) + engine.method.told(event) + f", {event['seconds']:.1f} s")
+    if state.epoch == settings.epochs:
+        console.say(f"the search in {run.folder} is finished: nothing is left to do")
+    elif saved is not None:
+        console.say(f"search: going on after epoch {state.epoch} of {settings.epochs}")
+    with console.stages(lines=False) as show:
+        engine.progress = progress = Progress(_passes(engine), state.epoch, show)
+        while state.epoch < settings.epochs:
+            state.epoch += 1
+            state.build(engine.method.shape(state.epoch), state.epoch)
+            progress.begin(state.epoch)
+            event = _epoch(state)
+            state.remember()
+            run.log(**event)
+            state.save(run)
+            line = _line(event, settings.epochs) + engine.method.told(event)
+            console.say(f"{line}, {event['seconds']:.1f} s{progress.left()}")
     _warn(run, engine.method, console)
+    _say_if_at_chance(run.folder, console)
     architecture = engine.method.choose(engine)
     forget(engine.net)
     _save_arrays(run.folder, settings, state)
     write_text(run.folder / GENOTYPE, json.dumps(architecture.to_json()) + "\n")
     return architecture
+
+
+def _passes(engine: Engine) -> Iterator[float]:
+    """Passes of a batch in each epoch, those of its measurements included."""
+    settings, attacking = engine.settings, engine.attack.steps
+    watching = 2 * settings.monitor / settings.batch_size * (attacking + 2)
+    for epoch in range(1, settings.epochs + 1):
+        cost = engine.method.cost(settings, epoch, engine.iterations)
+        yield cost.attacks * attacking + cost.passes + watching
 
 
 def _chosen(settings: Search, method: type[Method] | None) -> tuple[Search, type[Method], dict[str, str]]:
@@ -209,6 +236,7 @@ def _epoch(state: State) -> dict[str, Any]:
         "alpha_loss": _loss(architecture),
         "train": _performance(on_train),
         "val": _performance(on_validation),
+        **_chance(engine.monitored, on_validation),
         "F": on_validation.vulnerability,
         **told,
         **known,
@@ -257,6 +285,22 @@ def _line(event: dict[str, Any], epochs: int) -> str:
         f"search {event['epoch']}/{epochs} {event['phase']}: {loss}validation clean "
         f"{val['clean_accuracy']:.1%}, adversarial {val['adversarial_accuracy']:.1%}, F {event['F']:.2e}"
     )
+
+
+def _say_if_at_chance(folder: Path, console: Console) -> None:
+    event = [e for e in read_log(folder) if e.get("event") == "epoch"][-1]
+    if event.get("at_chance"):
+        console.say(
+            f"warning: the supernet classifies {event['val']['clean_accuracy']:.1%} of the validation images, which is "
+            f"not shown to be above chance ({event['chance']:.1%}): its cell says little; search for more --epochs"
+        )
+
+
+def _chance(images: Sequence[Batch], measured: Measured) -> dict[str, float | bool]:
+    """The accuracy of always answering the largest class of `images`, and whether the network's is no better."""
+    y = torch.cat([y for _, y in images]).cpu().numpy()
+    by_chance = chance(y)
+    return {"chance": by_chance, "at_chance": not above_chance(measured.clean_accuracy, by_chance, len(y))}
 
 
 def _warn(run: Run, method: Method, console: Console) -> None:

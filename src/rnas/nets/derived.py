@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from rnas.compute.freezing import Model
+from rnas.compute.memory import recomputed
 from rnas.errors import RnasError
 from rnas.genotype import Architecture, Cell, Edge
-from rnas.nets.recompute import recomputed
-from rnas.ops import FactorizedReduce, Normalize, operation, reductions, relu_conv_bn, stem, total
+from rnas.nets.folding import folded
+from rnas.nets.ops import FactorizedReduce, Normalize, operation, reductions, relu_conv_bn, stem, total
 
 ImageSize = int | tuple[int, int]  # a side, or height and width
 
@@ -160,6 +162,10 @@ class DerivedNetwork(nn.Module):
             s0, s1 = s1, recomputed(cell, s0, s1) if again else cell(s0, s1)
             outputs.append(s1)
         return self.classifier(s1.mean((2, 3))), outputs
+
+    def frozen_view(self) -> Model:
+        """Its form for attacks."""
+        return folded(self)
 
     def forward_auxiliary(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The logits and the auxiliary head's logits, both (B,classes): for training a network that has the head."""

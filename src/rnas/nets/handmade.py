@@ -2,7 +2,7 @@
 
 Each is a sequence of named stages (`normalize`, `stem`, `stage1`, ..., `classifier`) whose outputs a forward hook can
 read. Images (B,3,H,W) in [0,1], logits (B,classes). The last features are averaged over their positions, so that every
-image size fits the same weights. Parameters are, to the one, those of the definitions that `rnas.paper` names.
+image size fits the same weights. Parameters are, to the one, those of the definitions that `rnas.published` names.
 """
 
 from __future__ import annotations
@@ -12,9 +12,19 @@ import itertools
 import torch
 from torch import Tensor, nn
 
-from rnas.ops import Normalize
+from rnas.compute.freezing import Model
+from rnas.nets.folding import folded
+from rnas.nets.ops import Normalize
 
 Statistics = tuple[float, ...]  # a mean or standard deviation per colour channel
+
+
+class Stages(nn.Sequential):
+    """A hand-made network: its named stages, one after the other."""
+
+    def frozen_view(self) -> Model:
+        """Its form for attacks."""
+        return folded(self)
 
 
 class Residual(nn.Module):
@@ -195,7 +205,7 @@ def _fire(c_in: int, c_out: int) -> nn.Sequential:
 
 
 def _start(mean: Statistics, std: Statistics, *stem: nn.Module) -> nn.Sequential:
-    network = nn.Sequential()
+    network = Stages()
     network.add_module("normalize", Normalize(mean, std))
     if stem:
         network.add_module("stem", nn.Sequential(*stem))

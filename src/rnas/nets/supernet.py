@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rnas.nets.ops import FactorizedReduce, Normalize, Zero, operation, reductions, relu_conv_bn, stem, total
 from rnas.nets.space import CellWeights, Shape, Weights
-from rnas.ops import FactorizedReduce, Normalize, Zero, operation, reductions, relu_conv_bn, stem, total
 from rnas.settings import SearchSpace
 
 

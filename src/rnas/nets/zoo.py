@@ -1,20 +1,24 @@
-"""Every architecture by its name. The facts about them (year, source, the paper's figures) are in `rnas.paper`."""
+"""Every architecture by its name. The facts about them (year, source, the paper's figures) are in `rnas.published`."""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from rnas import paper
+from rnas import published as paper
 from rnas.errors import RnasError
-from rnas.genotype import Architecture
+from rnas.files import read_json
+from rnas.genotype import Architecture, architecture_from_json
 from rnas.nets import handmade
 from rnas.nets.count import macs, parameters
 from rnas.nets.derived import DerivedNetwork, ImageSize, check_count, check_image_size
 from rnas.nets.handmade import Statistics
+from rnas.records.layout import SETTINGS
 
 MEAN = (0.5, 0.5, 0.5)
 STD = (0.25, 0.25, 0.25)
@@ -128,21 +132,22 @@ def _row(published: paper.Published, image_size: int, classes: int) -> dict[str,
     }
 
 
-def table_text(rows: list[dict[str, Any]], *, markdown: bool = False) -> str:
-    """The rows of `zoo_table` for people: aligned columns, or a Markdown table."""
+def table_text(rows: list[dict[str, Any]], *, markdown: bool = False, width: int = 80) -> str:
+    """The rows of `zoo_table` for people: a Markdown table, or aligned columns of `width` characters at most, where the
+    sources stand below their rows."""
     header = ["Name", "Year", "Kind", "Parameters", "MACs (M)", "Paper (M)", "Source"]
     cells = [header, *map(_cells, rows)]
     if markdown:
         cells.insert(1, ["-", "-", "-", "-:", "-:", "-:", "-"])
         return "\n".join(f"| {' | '.join(line)} |" for line in cells)
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    widths = [max(map(len, column)) for column in zip(*(line[:-1] for line in cells), strict=True)]
     right = (3, 4, 5)
-    return "\n".join(
-        "  ".join(
-            c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in cells
-    )
+    text = []
+    for *line, source in cells:
+        aligned = (c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
+        text.append("  ".join(aligned).rstrip())
+        text.append(textwrap.indent(textwrap.fill(source, width - 4, break_on_hyphens=False), "    "))
+    return "\n".join(text)
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
@@ -157,3 +162,32 @@ def _cells(row: dict[str, Any]) -> list[str]:
         unknown if row["paper_params_M"] is None else str(row["paper_params_M"]),
         "; ".join(text for text in (row["source"] or "none", row["note"]) if text),
     ]
+
+
+def find_architecture(arch: str) -> tuple[str, Architecture | None]:
+    """What ARCH names: a member of the zoo (its name, None), or a genotype's file or search folder
+    ("genotype", the genotype), or the folder of a training of one. RnasError if it is none of them."""
+    path = Path(arch)
+    for candidate in (path, path / "genotype.json", path / "search" / "genotype.json"):
+        if candidate.is_file():
+            return "genotype", architecture_from_json(read_json(candidate), str(candidate))
+    if (path / SETTINGS).is_file() and (genotype := _object(path / SETTINGS).get("genotype")) is not None:
+        return "genotype", architecture_from_json(genotype, str(path / SETTINGS))
+    if path.is_dir():
+        raise RnasError(f"{arch} holds no genotype.json: expected the folder of a finished search")
+    if path.suffix == ".json":
+        raise RnasError(f"cannot read {arch}: there is no such file")
+    return paper.find(arch).name, None
+
+
+def searched_on(folder: Path) -> str | None:
+    """The images that the search in `folder` was on, if it is one and says so."""
+    path = folder / SETTINGS
+    source = _object(path).get("source") if path.is_file() else None
+    return source.get("data") if isinstance(source, dict) else None
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`, or an empty one where it holds something else."""
+    found = read_json(path)
+    return found if isinstance(found, dict) else {}

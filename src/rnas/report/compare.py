@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
@@ -13,10 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rnas.errors import RnasError
-from rnas.report.read import NetworkPart, read_parts
+from rnas.records.arrays import UNBOUNDED
+from rnas.report.read import NetworkPart, differing, read_parts
 from rnas.report.words import attack_name
+from rnas.statistics import mcnemar, paired_interval
+from rnas.wording import apart
 
 Mask = NDArray[np.bool_]
+
+
+LEVEL = 0.05
+"""A corrected p-value below this shows a difference."""
 
 
 @dataclass(frozen=True)
@@ -40,34 +46,19 @@ class Comparison:
     """McNemar's exact test: how likely a split of the disagreeing images at least as uneven is by chance."""
     p_holm: float = 1.0
     """`p`, corrected for all comparisons made at once (Holm 1979)."""
+    evaluation_a: str = "evaluation.json"
+    """The file of A's evaluation."""
+    evaluation_b: str = "evaluation.json"
 
 
-def mcnemar(only_a: int, only_b: int) -> float:
-    """The two-sided p-value of McNemar's exact test; 1 where the two never disagree."""
-    if only_a + only_b == 0:
-        return 1.0
-    from scipy.stats import binomtest  # here, because it takes half a second
-
-    return float(binomtest(only_a, only_a + only_b, 0.5).pvalue)
-
-
-def paired_interval(only_a: int, only_b: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """An interval for the difference of two proportions on the same `n` images: Wald's, with one image added to each
-    kind of disagreement (Bonett and Price 2012, "Adjusted Wald confidence interval for a difference of binomial
-    proportions based on paired data")."""
-    pa, pb = (only_a + 1) / (n + 2), (only_b + 1) / (n + 2)
-    middle = pa - pb
-    half = z * math.sqrt((pa + pb - middle**2) / (n + 2))
-    return max(-1.0, middle - half), min(1.0, middle + half)
-
-
-def compare(runs: Sequence[Path]) -> list[Comparison]:
-    """Every two of the evaluated networks in `runs`, under every attack that both faced, and under the union of these
-    attacks. A folder of `rnas run` may stand for several networks.
+def compare(runs: Sequence[Path | str]) -> list[Comparison]:
+    """Every two of the evaluated networks in `runs`, under every attack that both faced, and under the union of those
+    that ε bounds. A folder of `rnas run` may stand for several networks; of several evaluations of a network the best
+    founded counts, or the best founded of a test that all networks faced.
 
     RnasError if fewer than two evaluations are found, or if they are not of the same images under the same threat."""
-    networks = [p for p in read_parts(runs) if isinstance(p, NetworkPart) and p.evaluation is not None]
-    return compare_networks(networks)
+    parts = read_parts([Path(run) for run in runs])
+    return compare_networks([p for p in parts if isinstance(p, NetworkPart) and p.evaluation is not None])
 
 
 def compare_networks(networks: Sequence[NetworkPart]) -> list[Comparison]:
@@ -75,6 +66,10 @@ def compare_networks(networks: Sequence[NetworkPart]) -> list[Comparison]:
     if len(networks) < 2:
         found = f"only {networks[0].folder}" if networks else "none"
         raise RnasError(f"compare needs two or more evaluated networks, found {found}: rnas evaluate makes them")
+    folders = [part.folder.resolve() for part in networks]
+    for part, folder in zip(networks, folders, strict=True):
+        if folders.count(folder) > 1:
+            raise RnasError(f"{part.folder} is named twice: a network compared with itself shows nothing")
     for part in networks[1:]:
         _check_same(networks[0], part)
     made = []
@@ -83,8 +78,9 @@ def compare_networks(networks: Sequence[NetworkPart]) -> list[Comparison]:
         if "clean" in a.masks and "clean" in b.masks:
             made.append(_compare("clean", a, b, a.masks["clean"], b.masks["clean"]))
         made += [_compare(name, a, b, a.masks[name], b.masks[name]) for name in attacks]
-        if len(attacks) > 1:
-            made.append(_compare("union", a, b, *(_survivors(part, attacks) for part in (a, b))))
+        bounded = [name for name in attacks if name not in UNBOUNDED]
+        if len(bounded) > 1:
+            made.append(_compare("union", a, b, *(_survivors(part, bounded) for part in (a, b))))
     return _holm(made)
 
 
@@ -100,18 +96,11 @@ def _check_same(a: NetworkPart, b: NetworkPart) -> None:
         if not part.masks:
             raise RnasError(f"{part.folder} has no masks.npz: rnas evaluate {part.folder} writes one")
     one, other = a.evaluation or {}, b.evaluation or {}
-    for key in ("dataset", "n", "norm", "eps", "images_sha256"):
-        known = one.get("images_sha256") and other.get("images_sha256")  # or else by their name
-        if key == ("dataset" if known else "images_sha256"):
-            continue
-        same = one.get(key) == other.get(key)
-        if key == "eps" and isinstance(one.get(key), float) and isinstance(other.get(key), float):
-            same = math.isclose(one[key], other[key], rel_tol=1e-6)
-        if not same:
-            raise RnasError(
-                f"{a.name} and {b.name} were not evaluated on the same images under the same threat: "
-                f"{key} is {one.get(key)!r} in one and {other.get(key)!r} in the other"
-            )
+    if (key := differing(one, other)) is not None:
+        raise RnasError(
+            f"{a.name} and {b.name} were not evaluated on the same images under the same threat: "
+            f"{key} is {one.get(key)!r} in one and {other.get(key)!r} in the other"
+        )
     lengths = {len(mask) for part in (a, b) for mask in part.masks.values()}
     labels = a.labels is None or b.labels is None or np.array_equal(a.labels, b.labels)
     if len(lengths) > 1 or not labels:
@@ -139,6 +128,8 @@ def _compare(
         difference=(only_a - only_b) / n,
         interval=paired_interval(only_a, only_b, n),
         p=mcnemar(only_a, only_b),
+        evaluation_a=a.shown,
+        evaluation_b=b.shown,
     )
 
 
@@ -152,17 +143,39 @@ def _holm(made: Sequence[Comparison]) -> list[Comparison]:
     return [Comparison(**{**asdict(c), "p_holm": corrected[i]}) for i, c in enumerate(made)]
 
 
-def verdict(comparison: Comparison, level: float = 0.05) -> str:
+def shown_best(rows: Sequence[Comparison]) -> dict[str, str]:
+    """For every attack the network that is shown to be better than each of the others, where there is one."""
+    best: dict[str, str] = {}
+    for attack in dict.fromkeys(row.attack for row in rows):
+        here = [row for row in rows if row.attack == attack]
+        names = {name for row in here for name in (row.a, row.b)}
+        won = [row.a if row.difference > 0 else row.b for row in here if row.p_holm < LEVEL]
+        best.update((attack, name) for name in names if won.count(name) == len(names) - 1)
+    return best
+
+
+def verdict(comparison: Comparison) -> str:
     """The comparison in a word or two, by its corrected p-value."""
-    if comparison.p_holm >= level:
+    if comparison.p_holm >= LEVEL:
         return "no difference shown"
     better = comparison.a if comparison.difference > 0 else comparison.b
     return f"{better} {'more accurate' if comparison.attack == 'clean' else 'more robust'}"
 
 
 def p_value(p: float) -> str:
-    """A p-value as it is written: three digits, or a power of ten where it is small."""
-    return f"{p:.3f}" if p >= 0.001 else f"{p:.0e}".replace("e-0", "e-")
+    """A p-value as it is written: three digits, more where it would look like the level of the verdict, or a power of
+    ten where it is small."""
+    return apart(p, LEVEL, form=lambda v, n: f"{v:.{n}f}")[0] if p >= 0.001 else f"{p:.0e}".replace("e-0", "e-")
+
+
+def points(comparison: Comparison) -> tuple[str, str]:
+    """The difference and its interval in percentage points: what is not 0 does not look like 0."""
+    _, difference, low, high = apart(0.0, comparison.difference, *comparison.interval, form=_points)
+    return difference, f"{low} to {high}"
+
+
+def _points(share: float, digits: int) -> str:
+    return f"{round(100 * share, digits - 2) + 0.0:+.{digits - 2}f}".replace("-", "−")
 
 
 def to_json(rows: Sequence[Comparison]) -> str:
@@ -171,37 +184,32 @@ def to_json(rows: Sequence[Comparison]) -> str:
 
 
 def to_text(rows: Sequence[Comparison]) -> str:
-    """The comparisons as a table in plain text, and below it what its columns mean."""
-    head = ("attack", "A", "B", "n", "A %", "B %", "A−B", "95 % interval", "only A", "only B", "p", "p (Holm)", "")
-    table = [head] + [
-        (
-            attack_name(r.attack),
-            r.a,
-            r.b,
-            str(r.n),
-            f"{100 * r.accuracy_a:.1f}",
-            f"{100 * r.accuracy_b:.1f}",
-            f"{100 * r.difference:+.1f}",
-            f"{100 * r.interval[0]:+.1f} to {100 * r.interval[1]:+.1f}",
-            str(r.only_a),
-            str(r.only_b),
-            p_value(r.p),
-            p_value(r.p_holm),
-            verdict(r),
-        )
-        for r in rows
-    ]
+    """The comparisons as tables of 80 columns in plain text, one for each pair, and below them what they mean."""
+    head = ("attack", "A %", "B %", "A−B", "95 % interval", "A only", "B only", "p", "better")
+    table: list[tuple[str, ...]] = [head]
+    for r in rows:
+        better = "?" if r.p_holm >= LEVEL else "A" if r.difference > 0 else "B"
+        shares = apart(r.accuracy_a, r.accuracy_b, form=lambda share, digits: f"{100 * share:.{digits - 2}f}")
+        counts = str(r.only_a), str(r.only_b)
+        table.append((attack_name(r.attack), *shares, *points(r), *counts, p_value(r.p_holm), better))
     widths = [max(len(row[i]) for row in table) for i in range(len(head))]
-    text_columns = (0, 1, 2, 12)
-    lines = [
-        "  ".join(
-            cell.ljust(w) if i in text_columns else cell.rjust(w)
-            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in table
-    ]
+
+    def line(row: Sequence[str]) -> str:
+        return "  ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+
+    lines: list[str] = []
+    for i, r in enumerate(rows):
+        if i == 0 or (r.a, r.b) != (rows[i - 1].a, rows[i - 1].b):
+            lines += ["", f"A: {r.a}", f"B: {r.b}", f"{r.n} images", line(head)]
+        lines.append(line(table[i + 1]))
     notes = (
-        "p: McNemar's exact test on the images where A and B disagree; Holm's correction for all rows.",
-        "A−B: percentage points, with the adjusted Wald interval for paired proportions (Bonett and Price 2012).",
+        "A−B: percentage points, with the adjusted Wald interval for paired",
+        "proportions (Bonett and Price 2012).",
+        "p: McNemar's exact test on the images where A and B disagree, corrected for",
+        f"all {len(rows)} rows together (Holm); better: where p is below {LEVEL:g}, else ?.",
+        "An interval stands for its row alone: it can leave out 0 where the corrected",
+        "test shows no difference.",
     )
-    return "\n".join([*lines, "", *notes])
+    files = {name: file for r in rows for name, file in ((r.a, r.evaluation_a), (r.b, r.evaluation_b))}
+    which = [f"Evaluation of {name}: {file}" for name, file in files.items()]
+    return "\n".join([*lines[1:], "", *notes, *which])

@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rnas.errors import RnasError
-from rnas.report import theme
-from rnas.report.drawing import Dot, Drawing, Picture, Text, arranged, text_width
+from rnas.records.arrays import read_arrays
+from rnas.records.schema import Record
+from rnas.report.drawing import theme
+from rnas.report.drawing.shapes import Dot, Drawing, Picture, Text, arranged, text_width
 from rnas.report.figures import Distorted, distortion_drawings
 from rnas.report.read import read_distortion
-from rnas.runs import Record, read_arrays
 
 DEPTHS = 5
 """Layers of a figure of several depths."""
@@ -44,8 +45,9 @@ class Maps:
     adversarial: NDArray[np.float32]
 
 
-def read_measured(folder: Path, name: str | None = None) -> Measured:
+def read_measured(folder: Path | str, name: str | None = None) -> Measured:
     """The distortion.json and features.npz of `folder`. RnasError if they are missing or damaged."""
+    folder = Path(folder)
     record = read_distortion(folder / "distortion.json")
     if record is None:
         raise RnasError(f"{folder} holds no distortion.json: rnas distortion writes it")
@@ -59,13 +61,14 @@ def described(record: Record) -> str:
     return f"{'the cell found' if arch == 'genotype' else arch} ({how})"
 
 
-def draw_distortion(folders: Sequence[Path], out: Path) -> list[Path]:
+def draw_distortion(folders: Sequence[Path | str], out: Path | str) -> list[Path]:
     """Draw what `rnas distortion` left in `folders`: `out`/distortion (Fig. 3), `out`/features-LAYER (Fig. 2a, networks
     that have the layer together) and in every folder features (Fig. 2b), each as .svg and .png. Returns the files."""
+    out = Path(out)
     networks = _told_apart([read_measured(folder) for folder in folders])
     written = save(distortion_figure(networks), out / "distortion")
     for folder, network in zip(folders, networks, strict=True):
-        written += save(feature_figure(depths(network), f"Feature maps of {network.name}"), folder / "features")
+        written += save(feature_figure(depths(network), f"Feature maps of {network.name}"), Path(folder) / "features")
     by_layer: dict[str, list[Maps]] = {}
     for network in networks:
         layer = deep_layer(network.layers)

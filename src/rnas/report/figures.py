@@ -11,15 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rnas.genotype import Cell
-from rnas.report import theme
-from rnas.report.cells import pretty, state_name
-from rnas.report.charts import Bubble, Format, Mark, Series, bubble_chart, dot_chart, line_chart, percent, short
-from rnas.report.drawing import Drawing, Text, png, polyline
+from rnas.records.arrays import union
+from rnas.records.schema import Record
+from rnas.report.drawing import theme
+from rnas.report.drawing.cells import pretty, state_name
+from rnas.report.drawing.charts import Bubble, Format, Mark, Series, bubble_chart, dot_chart, line_chart, percent, short
+from rnas.report.drawing.shapes import Drawing, Text, png, polyline
 from rnas.report.html import Html, el, join
 from rnas.report.read import Examples, NetworkPart, SearchPart
-from rnas.report.tables import attacks_of, entry
+from rnas.report.tables import chance, columns_of, entry
 from rnas.report.words import attack_name, threat
-from rnas.runs import Record
+from rnas.wording import radius
 
 DASH = (5.0, 4.0)
 
@@ -85,7 +87,8 @@ def search_charts(part: SearchPart) -> list[Html]:
     )
     add(
         "Losses",
-        "Of the steps on the weights θ and on the architecture α; measured on the other half, clean and adversarial.",
+        "Solid: on the images that a step trains on, for the weights θ and the architecture α. Dashed: measured after "
+        "each epoch on the half that trains α, on clean and on adversarial images.",
         [
             Series("θ", part.column("theta_loss"), "series-3"),
             Series("α", part.column("alpha_loss"), "series-4"),
@@ -95,7 +98,7 @@ def search_charts(part: SearchPart) -> list[Html]:
     )
     add(
         "Multiplier",
-        "Of the bound, at the end of each projection.",
+        "How hard the bound pushes: the multiplier λ of F ≤ H when a projection ends.",
         [Series("λ", part.column("multiplier"), "series-4", width=2.2)],
     )
     add(
@@ -202,10 +205,9 @@ def _alpha_figure(
 
 
 def accuracy_chart(networks: Sequence[NetworkPart]) -> Html:
-    """Every network under every attack, with intervals."""
-    names = ["clean", *attacks_of(networks), "union"]
+    """Every network of one test under every attack, with intervals, and chance."""
     rows: list[tuple[str, list[Mark | None]]] = []
-    for name in names:
+    for name in columns_of(networks):
         marks = [_mark(part, name, theme.series(i)) for i, part in enumerate(networks)]
         if any(marks):
             rows.append((attack_name(name), marks))
@@ -216,7 +218,10 @@ def accuracy_chart(networks: Sequence[NetworkPart]) -> Html:
         + "."
         for i, part in enumerate(networks)
     )
-    chart = dot_chart(rows, title=title, description=described, span=(0.0, 1.0), width=400, values=True)
+    by_chance = chance(networks[0])
+    line = None if by_chance is None else (by_chance, f"chance {percent(by_chance)}")
+    described += "" if line is None else f" Dashed: {line[1]}."
+    chart = dot_chart(rows, title=title, description=described, span=(0.0, 1.0), width=400, values=True, line=line)
     keys = ((part.name, theme.series(i)) for i, part in enumerate(networks))
     return el("figure", _legend(keys) if len(networks) > 1 else None, Html(chart.svg()))
 
@@ -257,7 +262,7 @@ def trade_off_chart(networks: Sequence[NetworkPart]) -> Html | None:
         up_name="↑ accuracy under all attacks",
         form=_percent,
     )
-    return figure(chart, title, "A bubble's area is its network's number of parameters, but never less than a dot.")
+    return figure(chart, title, "The larger a bubble, the more parameters the network has; the smallest are dots.")
 
 
 def training_charts(networks: Sequence[NetworkPart]) -> list[Html]:
@@ -273,7 +278,8 @@ def training_charts(networks: Sequence[NetworkPart]) -> list[Html]:
             known: dict[int, float] = {}
             for key in keys:
                 known |= {e: v for e, v in zip(part.numbers(), part.column(*key), strict=True) if v is not None}
-            out.append(Series(part.name, tuple(known.get(e) for e in x), theme.series(i), width=2.0))
+            width = 2.0 + 2.0 * min(2, trained[-1][0] - i)  # a line below another shows at its sides
+            out.append(Series(part.name, tuple(known.get(e) for e in x), theme.series(i), width=width))
         return [s for s in out if any(v is not None for v in s.values)]
 
     charts = []
@@ -313,9 +319,17 @@ def distortion_drawings(networks: Sequence[Distorted]) -> list[tuple[Drawing, li
         described = "From the first layer to the last: " + "; ".join(
             f"{name} " + ", ".join(short(float(v)) for v in d["vulnerability"]) for name, _, d in members
         )
-        drawing = dot_chart(rows, title=title, description=described + ".", form=short, log=True, join=True)
+        drawing = dot_chart(
+            rows, title=title, description=described + ".", form=short, log=True, unit=_unit(members[0][2])
+        )
         drawings.append((drawing, members))
     return drawings
+
+
+def _unit(record: Record) -> str:
+    """What a distortion is measured in."""
+    each = "" if record.get("reduction") == "sum" else ", mean over the positions of a channel"
+    return f"KL divergence in nats{each}"
 
 
 def _measured_by(record: Record) -> str:
@@ -337,11 +351,10 @@ def distortion_chart(networks: Sequence[NetworkPart]) -> Html | None:
 
 
 def class_rows(part: NetworkPart) -> list[tuple[str, int, float, float]]:
-    """Of every class: name, images, clean accuracy, accuracy under all attacks. Empty if the masks have no labels."""
-    attacks = [mask for name, mask in part.masks.items() if name != "clean"]
-    if part.labels is None or "clean" not in part.masks or not attacks:
+    """Of every class: name, images, clean accuracy, that under all bounded attacks. Empty if masks have no labels."""
+    robust = union(part.masks)
+    if part.labels is None or "clean" not in part.masks or robust is None:
         return []
-    robust = np.logical_and.reduce([part.masks["clean"], *attacks])
     rows = []
     for k in np.unique(part.labels):
         here = part.labels == k
@@ -366,11 +379,13 @@ def class_chart(part: NetworkPart, rows: Sequence[tuple[str, int, float, float]]
 
 
 def example_figures(part: NetworkPart, examples: Examples, most: int = 12) -> Html:
-    """Images, their adversarial versions, and the difference, amplified around grey."""
+    """Images, their adversarial versions, and the difference on a diverging scale of ±ε."""
     clean = examples.clean / 255.0
-    difference = examples.adversarial - clean
-    largest = float(np.abs(difference).max(initial=0.0))
-    gain = 0.5 / largest if largest > 0 else 1.0
+    difference = (examples.adversarial - clean).mean(-1)  # over the channels
+    eps = (part.evaluation or {}).get("eps")
+    bounded = isinstance(eps, float) and (part.evaluation or {}).get("norm", "linf") == "linf"
+    scale = float(eps) if bounded and isinstance(eps, float) else float(np.abs(difference).max(initial=0.0)) or 1.0
+    shown = radius(scale)
 
     def name(k: int) -> str:
         return part.classes[k] if 0 <= k < len(part.classes) else f"class {k}"
@@ -381,25 +396,33 @@ def example_figures(part: NetworkPart, examples: Examples, most: int = 12) -> Ht
             int(a[i]) for a in (examples.label, examples.clean_prediction, examples.adversarial_prediction)
         )
         images = (
-            _image(clean[i], f"A {name(label)}, clean"),
+            _image(clean[i], f"Class {name(label)}, clean"),
             _image(examples.adversarial[i], f"The same image after {attack_name(examples.attack)}"),
-            _image(0.5 + gain * difference[i], f"The difference, amplified {gain:.0f} times"),
+            _image(diverging(difference[i] / scale), f"The difference, on a scale of -{shown} to +{shown}"),
         )
         caption = el(
             "figcaption",
-            "A ",
+            "Class ",
             el("b", name(label)),
-            ": seen as ",
+            ": answer ",
             el("span", name(before), class_="right" if before == label else "wrong"),
-            ", after the attack as ",
+            ", attacked ",
             el("span", name(after), class_="right" if after == label else "wrong"),
         )
         figures.append(el("figure", el("div", *images, class_="row"), caption))
     note = (
-        f"Left: clean. Middle: after {attack_name(examples.attack)}. Right: the difference, {gain:.0f} times amplified "
-        f"around grey; no pixel moves by more than {short(255 * largest)}/255."
+        f"Left: clean. Middle: after {attack_name(examples.attack)}. Right: how much the attack changed, mean of the "
+        f"colours: blue is darker by up to {shown}{' = ε' if bounded else ''}, white unchanged, red brighter."
     )
-    return join(el("p", note, class_="note"), el("div", *figures, class_="examples"))
+    large = " large" if min(clean.shape[1:3]) >= 48 else ""
+    return join(el("p", note, class_="note"), el("div", *figures, class_=f"examples{large}"))
+
+
+def diverging(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Values (H,W) from -1 to 1 as colours (H,W,3): blue, white at 0, red. What is beyond stops at the ends."""
+    share = np.clip(np.abs(values), 0, 1)[..., None]
+    ends = np.where(values[..., None] < 0, [0.13, 0.40, 0.67], [0.70, 0.09, 0.17])
+    return np.asarray(1 - share * (1 - ends), dtype=np.float64)
 
 
 def _image(pixels: NDArray[np.float64], description: str) -> Html:

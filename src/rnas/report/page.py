@@ -12,21 +12,15 @@ from typing import NamedTuple
 from rnas.errors import RnasError
 from rnas.files import write_text
 from rnas.genotype import Cell, Genotype
-from rnas.report import figures, tables, theme
-from rnas.report.cells import TITLES, draw_cell
-from rnas.report.charts import percent, short
-from rnas.report.compare import Comparison, compare_networks
+from rnas.report import figures, tables
+from rnas.report.compare import Comparison, compare_networks, shown_best
+from rnas.report.drawing import theme
+from rnas.report.drawing.cells import TITLES, draw_cell
+from rnas.report.drawing.charts import percent, short
 from rnas.report.html import Html, el, join
 from rnas.report.read import NetworkPart, Part, SearchPart, read_parts
-from rnas.report.words import (
-    CW_CAVEAT,
-    CW_L2_CAVEAT,
-    attack_name,
-    count,
-    duration,
-    threat,
-    training,
-)
+from rnas.report.words import CW_CAVEAT, CW_L2_CAVEAT, attack_name, count, threat, training, work_sentence
+from rnas.wording import apart, duration
 
 
 class Section(NamedTuple):
@@ -38,18 +32,19 @@ class Section(NamedTuple):
     content: Html
 
 
-def write_report(runs: Sequence[Path], out: Path, title: str | None = None) -> None:
+def write_report(runs: Sequence[Path | str], out: Path | str, title: str | None = None) -> None:
     """Write the page about `runs` (folders of rnas run, search or train, in any number) to `out`.
 
     RnasError, and nothing written, if a folder is missing, holds no run or is damaged."""
     if not runs:
         raise RnasError("report needs the folder of at least one run")
-    parts = read_parts(runs)
+    folders, out = [Path(run) for run in runs], Path(out)
+    parts = read_parts(folders)
     if out.is_dir():
         raise RnasError(f"{out} is a folder: --out names the page's file")
     if out.exists() and out.suffix.lower() not in (".html", ".htm"):
         raise RnasError(f"{out} would be overwritten: expected the name of a new file, such as report.html")
-    write_text(out, page(parts, title or ", ".join(folder.resolve().name for folder in runs)))
+    write_text(out, page(parts, title or ", ".join(folder.resolve().name for folder in folders)))
 
 
 def page(parts: Sequence[Part], title: str) -> str:
@@ -139,7 +134,7 @@ def _top(
         el("p", " · ".join(a for a in about if a), class_="meta") if about else None,
         _warnings(searches, networks),
         el("p", " ".join(sentences), class_="lead"),
-        _tiles(main, searches) if main else None,
+        _tiles(main, searches, main.name if len(evaluated) > 1 else "") if main else None,
         class_="top",
     )
 
@@ -162,7 +157,7 @@ def robust(part: NetworkPart) -> tuple[str, float] | None:
     union = tables.entry(part, "union").get("accuracy")
     if union is not None:
         return "union", union
-    found = {a: tables.entry(part, a).get("accuracy") for a in tables.attacks_of([part])}
+    found = {a: tables.entry(part, a).get("accuracy") for a in tables.bounded(tables.attacks_of([part]))}
     known = {a: v for a, v in found.items() if v is not None}
     worst = min(known, key=lambda a: known[a], default=None)
     return None if worst is None else (worst, known[worst])
@@ -173,13 +168,13 @@ def _result_sentences(main: NetworkPart | None, evaluated: Sequence[NetworkPart]
     if not main or clean is None:
         return []
     worst = robust(main)
-    names = [attack_name(a) for a in tables.attacks_of([main])]
+    names = [attack_name(a) for a in tables.bounded(tables.attacks_of([main]))]
     kind = {"standard": "trained on clean images", None: "evaluated"}.get(training(main), "trained adversarially")
     candidates = _candidates(evaluated)
     alike = tables.comparable(candidates)
     network = f"The network {kind}" if len(evaluated) < 3 and alike else main.name
     if len(evaluated) >= 3 and alike and len(candidates) > 1:
-        network += f", the most robust of {len(candidates)},"
+        network += f", the one of {len(candidates)} that keeps most,"
     out = f"{network} classifies {percent(clean)} of the clean images correctly"
     if worst:
         under = "under every attack tried" if worst[0] == "union" else f"under {attack_name(worst[0])}"
@@ -202,14 +197,15 @@ def _search_sentence(part: SearchPart) -> str | None:
     F, H = (_last(part, key) for key in ("F", "H"))
     if F is None:
         return None
+    f, h = apart(F, H, form=short) if H is not None else (short(F), "")
     if not part.finished:
-        bound = f"; its bound is H = {short(H)}" if H is not None else ""
-        return f"After {_epochs(len(part.epochs))} of the search the network vulnerability F is {short(F)}{bound}."
+        bound = f"; its bound is H = {h}" if H is not None else ""
+        return f"After {_epochs(len(part.epochs))} of the search the network vulnerability F is {f}{bound}."
     if H is None:
-        return f"The search ended with a network vulnerability F of {short(F)}, without a bound."
-    if H > 0 and F <= H:
-        return f"The search brought the network vulnerability F to {short(F)}, under its bound H = {short(H)}."
-    return f"The search left the network vulnerability F at {short(F)}, above its bound H = {short(H)}."
+        return f"The search ended with a network vulnerability F of {f}, without a bound."
+    if F <= H:
+        return f"The search brought the network vulnerability F to {f}, under its bound H = {h}."
+    return f"The search left the network vulnerability F at {f}, above its bound H = {h}."
 
 
 def _last(part: SearchPart, *keys: str) -> float | None:
@@ -221,10 +217,11 @@ def _progress(searches: Sequence[SearchPart], networks: Sequence[NetworkPart]) -
     return "; ".join(f"{p.name}: {_epochs(len(p.epochs))}" for p in parts) + ". Nothing is evaluated yet."
 
 
-def _tiles(main: NetworkPart, searches: Sequence[SearchPart]) -> Html:
+def _tiles(main: NetworkPart, searches: Sequence[SearchPart], name_of_main: str) -> Html:
+    """The figures of `main`; its name stands on each, where there are other networks on the page."""
     attacks = tables.attacks_of([main])
     shown = ["clean", *([a for a in ("pgd20", "aa") if a in attacks] or attacks[:1])]
-    if tables.entry(main, "union").get("accuracy") is not None and len(attacks) > 1:
+    if tables.entry(main, "union").get("accuracy") is not None and len(tables.bounded(attacks)) > 1:
         shown.append("union")
     tiles = []
     for name in shown:
@@ -234,12 +231,15 @@ def _tiles(main: NetworkPart, searches: Sequence[SearchPart]) -> Html:
         label = {"clean": "Clean accuracy", "union": "Under all attacks"}.get(name, f"Under {attack_name(name)}")
         interval = found.get("interval")
         note = f"interval {100 * interval[0]:.1f}–{100 * interval[1]:.1f}" if interval else ""
+        note = " · ".join(text for text in (name_of_main, note) if text)
         role = "clean" if name == "clean" else "adversarial"
         tiles.append(_tile(label, percent(found["accuracy"]), note, role))
     if len(searches) == 1:
         F, H = (_last(searches[0], key) for key in ("F", "H"))
         if F is not None and H:
-            tiles.append(_tile("Vulnerability F / bound H", f"{F / H:.2f}", f"{short(F)} of {short(H)}", None))
+            share, f, h = apart(F / H, 1.0, form=lambda v, n: f"{v:.{n - 1}f}")[0], *apart(F, H, form=short)
+            note = " · ".join(text for text in (searches[0].name if name_of_main else "", f"{f} of {h}") if text)
+            tiles.append(_tile("Vulnerability F / bound H", share, note, None))
     return el("dl", *tiles, class_="figures")
 
 
@@ -260,6 +260,13 @@ def _warnings(searches: Sequence[SearchPart], networks: Sequence[NetworkPart]) -
         planned = p.settings.get("epochs")
         if p.epochs and isinstance(planned, int) and len(p.epochs) < planned:
             texts.append(f"{p.name}: the training is not finished; it is at epoch {p.numbers()[-1]} of {planned}.")
+    for p in searches:
+        if p.epochs and p.epochs[-1].get("at_chance") is True:
+            right, by_chance = (_last(p, *keys) for keys in (("val", "clean_accuracy"), ("chance",)))
+            texts.append(
+                f"{p.name}: the supernet classifies {percent(right or 0.0)} of the validation images correctly, which "
+                f"is not shown to be above chance ({percent(by_chance or 0.0)}): its cell and its F say little."
+            )
     evaluated = [p for p in networks if p.evaluation is not None]
     if not tables.same_test(evaluated):
         texts.append(
@@ -280,14 +287,21 @@ def _results(evaluated: Sequence[NetworkPart]) -> Section | None:
         return None
     published = sorted({n for p in evaluated if (n := tables.paper_table_number(p)) is not None})
     notes = [
-        "The intervals are Wilson's, at 95 %: how far chance in the choice of test images may move the figure.",
+        "The intervals are Wilson's, at 95 %: with other test images of the same kind, the figure could lie anywhere "
+        "in them.",
         "An attack gives an upper bound: a stronger one may find what these missed. The union counts an image only if "
-        "it withstands every attack.",
+        "it withstands every attack that ε bounds.",
+        "Chance is what always answering the largest class gets: a figure near it says nothing of robustness.",
     ]
     if published or any({"cw", "cw-l2"} & set(tables.attacks_of([p])) for p in evaluated):
         notes.append(CW_CAVEAT)
     if "cw-l2" in tables.attacks_of(evaluated):
         notes.append(CW_L2_CAVEAT)
+    notes += [
+        f"{p.name} was evaluated {len(p.kept)} times, with different settings: shown is {p.shown}."
+        for p in evaluated
+        if len(p.kept) > 1
+    ]
     beside = el("div", el("h3", "How to read this"), *(el("p", note, class_="note") for note in notes))
     together = [p for p in evaluated if tables.same_test([p, evaluated[0]])]
     only = (
@@ -296,11 +310,11 @@ def _results(evaluated: Sequence[NetworkPart]) -> Section | None:
         else f"Only {', '.join(p.name for p in together)}: the others' test differs."
     )
     chart = el("div", el("p", only, class_="note") if only else None, figures.accuracy_chart(together), class_="card")
+    best, comparison = _compared(evaluated)
     trade_off = figures.trade_off_chart(evaluated) if tables.comparable(evaluated) else None
     if trade_off:
         beside = el("div", el("div", trade_off, class_="card"), beside)
-    parts = [tables.results_table(evaluated), el("div", chart, beside, class_="beside")]
-    comparison = _comparison(evaluated)
+    parts = [tables.results_table(evaluated, best), el("div", chart, beside, class_="beside")]
     if comparison:
         parts += [el("h3", "Compared image by image"), comparison]
     for number in published:
@@ -313,15 +327,20 @@ def _results(evaluated: Sequence[NetworkPart]) -> Section | None:
     return Section("results", "Results", "Results", join(*parts))
 
 
-def _comparison(evaluated: Sequence[NetworkPart], most: int = 6) -> Html | None:
-    """Paired tests, where the evaluations are of the same images; pairs multiply, so only for a few networks."""
-    if not 2 <= len(evaluated) <= most:
-        return None
+def _compared(evaluated: Sequence[NetworkPart], most: int = 6) -> tuple[dict[str, str], Html | None]:
+    """Paired tests, where the evaluations are of the same images: for each attack the network that is shown to be the
+    best, and the tests as a table, which pairs make too long for many networks."""
+    if len(evaluated) < 2:
+        return {}, None
     try:
         rows: list[Comparison] = compare_networks(evaluated)
     except RnasError as e:
-        return el("p", f"Not compared: {e}.", class_="note")
-    return tables.comparison_table(rows)
+        return {}, el("p", f"Not compared: {e}.", class_="note") if len(evaluated) <= most else None
+    # A column holds bold figures only if all networks stand in it: of attacks that some did not face, no best is shown.
+    faced = [set(tables.attacks_of([part])) for part in evaluated]
+    everyone = {"clean", *set.intersection(*faced), *(("union",) if tables.comparable(evaluated) else ())}
+    best = {attack: name for attack, name in shown_best(rows).items() if attack in everyone}
+    return best, tables.comparison_table(rows) if len(evaluated) <= most else None
 
 
 def _architecture(searches: Sequence[SearchPart], networks: Sequence[NetworkPart]) -> Section | None:
@@ -460,6 +479,8 @@ def _settings(parts: Sequence[Part]) -> Section | None:
     commands = list(dict.fromkeys(str(p.environment["command"]) for p in parts if p.environment.get("command")))
     if commands:
         blocks += [el("h3", "The command that made it"), el("pre", el("code", "\n".join(commands)), tabindex=0)]
+    if chosen := [sentence for p in parts if (sentence := work_sentence(p))]:
+        blocks += [el("h3", "What was done"), *(el("p", sentence) for sentence in chosen)]
     groups = (
         ("Settings of the search", [p for p in parts if isinstance(p, SearchPart) and p.settings], "settings"),
         ("Settings of the training", [p for p in parts if isinstance(p, NetworkPart) and p.settings], "settings"),

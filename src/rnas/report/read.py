@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,17 +13,11 @@ from numpy.typing import NDArray
 from rnas.errors import RnasError
 from rnas.files import read_json
 from rnas.genotype import CellCodes, Genotype, architecture_from_json
-from rnas.runs import (
-    ENVIRONMENT,
-    LOG,
-    SETTINGS,
-    Record,
-    check_evaluation,
-    number,
-    read_arrays,
-    read_log,
-    read_masks,
-)
+from rnas.records.arrays import read_arrays
+from rnas.records.evaluations import Kept, in_folder, is_of, read_all
+from rnas.records.folder import read_log
+from rnas.records.layout import ENVIRONMENT, LOG, SETTINGS
+from rnas.records.schema import Record, number
 
 
 @dataclass(frozen=True)
@@ -77,11 +71,26 @@ class NetworkPart(Part):
 
     model: Record = field(default_factory=dict)
     genotype: Genotype | CellCodes | None = None
+    kept: tuple[Kept, ...] = ()
+    """Its evaluations, the best founded first."""
+    shown: str = ""
+    """The name of the file of the one that is shown: what follows is its content."""
     evaluation: Record | None = None
     masks: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
     labels: NDArray[np.int64] | None = None
     examples: Examples | None = None
     distortion: Record | None = None
+
+    def showing(self, kept: Kept) -> NetworkPart:
+        """The same network with the evaluation `kept`, one of its own."""
+        return replace(
+            self,
+            shown=kept.files.summary.name,
+            evaluation=kept.summary,
+            masks=kept.masks,
+            labels=kept.labels,
+            examples=_examples(kept.files.examples),
+        )
 
     @property
     def classes(self) -> list[str]:
@@ -120,7 +129,29 @@ def read_parts(folders: Sequence[Path]) -> list[Part]:
         taken = sum(part.name == name or part.name.startswith(f"{name} (") for part in parts)
         read = _search if kind is SearchPart else _network
         parts.append(read(f"{name} ({taken + 1})" if taken else name, folder))
-    return parts
+    return _alike(parts)
+
+
+def _alike(parts: Sequence[Part]) -> list[Part]:
+    """`parts`, whose networks show evaluations of one test if all of them have such, the best founded of these."""
+    networks = [p for p in parts if isinstance(p, NetworkPart) and p.kept]
+    for first in networks[0].kept if networks else ():
+        same = [next((e for e in p.kept if not differing(first.summary, e.summary)), None) for p in networks]
+        if all(same):
+            shown = {p.name: p.showing(e) for p, e in zip(networks, same, strict=True) if e is not None}
+            return [shown.get(p.name, p) for p in parts]
+    return list(parts)
+
+
+def differing(one: Record, other: Record) -> str | None:
+    """In what the tests of two evaluations differ: images or threat; None if in nothing."""
+    known = one.get("images_sha256") and other.get("images_sha256")  # or else by their name
+    for key in ("images_sha256" if known else "dataset", "n", "norm", "eps"):
+        a, b = one.get(key), other.get(key)
+        close = key == "eps" and isinstance(a, float) and isinstance(b, float) and math.isclose(a, b, rel_tol=1e-6)
+        if a != b and not close:
+            return key
+    return None
 
 
 def _name(folder: Path) -> str:
@@ -133,7 +164,7 @@ def _kind(folder: Path) -> type[SearchPart] | type[NetworkPart] | None:
         command = _object(folder / SETTINGS).get("command")
     if command == "search" or any((folder / name).is_file() for name in ("strengths.npz", "alphas.npz")):
         return SearchPart
-    if command == "train" or any((folder / name).is_file() for name in ("model.json", "evaluation.json")):
+    if command == "train" or (folder / "model.json").is_file() or in_folder(folder):
         return NetworkPart
     return None
 
@@ -148,13 +179,20 @@ def _object(path: Path) -> Record:
     return value
 
 
-def _common(name: str, folder: Path) -> Record:
+def _common(name: str, folder: Path, finished: bool) -> Record:
+    """What searches and networks share. RnasError if the log of one that is `finished` lacks epochs."""
     events = read_log(folder)
     epochs = [e for e in events if e.get("event") == "epoch"]
+    settings = _object(folder / SETTINGS)
+    planned = settings.get("epochs")
+    if finished and (folder / LOG).exists() and type(planned) is int and len(epochs) != planned:
+        raise RnasError(
+            f"{folder / LOG} is damaged: it tells of {len(epochs)} of the {planned} epochs of a run that is through"
+        )
     return {
         "name": name,
         "folder": folder,
-        "settings": _object(folder / SETTINGS),
+        "settings": settings,
         "environment": _object(folder / ENVIRONMENT),
         "epochs": epochs,
         "notes": [e for e in events if e.get("event") != "epoch"],
@@ -162,9 +200,9 @@ def _common(name: str, folder: Path) -> Record:
 
 
 def _search(name: str, folder: Path) -> SearchPart:
-    common = _common(name, folder)
     path = folder / "genotype.json"
     finished = path.exists()
+    common = _common(name, folder, finished)
     genotype = None
     if finished:
         genotype = Genotype.load(path)
@@ -211,25 +249,24 @@ def _nodes(edges: int) -> int | None:
 
 
 def _network(name: str, folder: Path) -> NetworkPart:
-    common = _common(name, folder)
+    common = _common(name, folder, (folder / "model.json").exists())
     model = _object(folder / "model.json")
     genotype, classes = model.get("genotype"), model.get("classes", [])
     if not isinstance(classes, list):
         raise RnasError(f"{folder / 'model.json'} is damaged: classes is {classes!r}, expected a list of names")
-    evaluation = _object(folder / "evaluation.json") if (folder / "evaluation.json").exists() else None
-    if evaluation is not None:
-        check_evaluation(evaluation, folder / "evaluation.json")
-    masks, labels = read_masks(folder / "masks.npz")
-    return NetworkPart(
+    found = read_all(folder)
+    kept = [e for e in found if is_of(e.summary, model.get("weights"))]
+    if found and not kept:
+        text = f"{found[0].files.summary.name} is of other weights than {folder / 'model.json'}: it is left out"
+        common["notes"].append({"event": "warning", "message": text})
+    part = NetworkPart(
         **common,
         model=model,
         genotype=None if genotype is None else architecture_from_json(genotype, str(folder / "model.json")),
-        evaluation=evaluation,
-        masks=masks,
-        labels=labels,
-        examples=_examples(folder / "examples.npz"),
+        kept=tuple(kept),
         distortion=read_distortion(folder / "distortion.json"),
     )
+    return part.showing(kept[0]) if kept else part
 
 
 def _examples(path: Path) -> Examples | None:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rnas import paper
-from rnas.report.charts import percent, short
-from rnas.report.compare import Comparison, verdict
+import numpy as np
+
+from rnas import published as paper
+from rnas.records.arrays import UNBOUNDED
+from rnas.records.schema import Record
+from rnas.report.compare import Comparison, p_value, points, verdict
+from rnas.report.drawing.charts import percent
 from rnas.report.html import Html, el
 from rnas.report.read import NetworkPart, Part
-from rnas.report.words import PAPER_TABLES, attack_name, count, duration, threat, training
-from rnas.runs import Record
+from rnas.report.words import PAPER_TABLES, attack_name, count, threat, training
+from rnas.wording import duration
 
 NO_VALUE = "–"
 
@@ -34,6 +38,26 @@ def attacks_of(networks: Sequence[NetworkPart]) -> list[str]:
     for part in networks:
         names.update(dict.fromkeys((part.evaluation or {}).get("attacks", {})))
     return list(names)
+
+
+def bounded(attacks: Sequence[str]) -> list[str]:
+    """Those of `attacks` that ε bounds: a union is of them."""
+    return [name for name in attacks if name not in UNBOUNDED]
+
+
+def columns_of(networks: Sequence[NetworkPart]) -> list[str]:
+    """What evaluations say, in the order of reading: clean, bounded attacks, their union, unbounded ones beside it."""
+    attacks = attacks_of(networks)
+    union = ["union"] if any(entry(part, "union") for part in networks) else []
+    return ["clean", *bounded(attacks), *union, *(name for name in attacks if name in UNBOUNDED)]
+
+
+def chance(part: NetworkPart) -> float | None:
+    """The accuracy of always answering the largest class of the evaluated images; None if nothing tells."""
+    if part.labels is not None and len(part.labels):
+        return float(np.unique(part.labels, return_counts=True)[1].max() / len(part.labels))
+    found = (part.evaluation or {}).get("chance")
+    return None if found is None else float(found)
 
 
 def entry(part: NetworkPart, attack: str) -> Record:
@@ -80,21 +104,26 @@ def paper_row(part: NetworkPart) -> dict[str, float | str | None]:
     return {key.removeprefix(prefix): value for key, value in row.items() if key.startswith(prefix) or key == "model"}
 
 
-def results_table(networks: Sequence[NetworkPart]) -> Html:
-    """Networks by attacks: accuracy, its interval, the seconds, and the paper's figure where it has one."""
+def results_table(networks: Sequence[NetworkPart], best: Mapping[str, str]) -> Html:
+    """Networks by attacks: accuracy, its interval, the seconds, and the paper's figure where it has one. `best` names
+    for an attack the network that a paired test shows to be better than all others."""
     attacks = attacks_of(networks)
-    columns = ["clean", *attacks, *(["union"] if any(entry(p, "union") for p in networks) else [])]
+    columns = columns_of(networks)
     alike = same_test(networks)
-    ranked = {c for c in columns if len(networks) > 1 and (comparable(networks) if c == "union" else alike)}
-    best = {c: max((entry(p, c).get("accuracy") or 0.0) for p in networks) for c in ranked}
     rows = []
     for part in networks:
         published = paper_row(part)
         evaluation = part.evaluation or {}
         parameters = part.model.get("parameters")
         known = parameters if isinstance(parameters, int) else None
+        by_chance = chance(part)
+        above = by_chance or 0.0  # what is no better than chance is the best of nothing
         cells = [
-            _result(entry(part, c), published.get(c), c in best and entry(part, c).get("accuracy") == best[c])
+            _result(
+                entry(part, c),
+                published.get(c),
+                best.get(c) == part.name and (entry(part, c).get("accuracy") or 0.0) > above,
+            )
             for c in columns
         ]
         n = evaluation.get("n")
@@ -104,6 +133,7 @@ def results_table(networks: Sequence[NetworkPart]) -> Html:
                 "tr",
                 el("th", part.name, el("small", what), scope="row", data_value=part.name),
                 *cells,
+                el("td", NO_VALUE if by_chance is None else percent(by_chance), data_value=by_chance or ""),
                 el("td", NO_VALUE if n is None else count(int(n)), data_value=n or ""),
                 el("td", NO_VALUE if known is None else count(known), data_value=known or ""),
             )
@@ -114,12 +144,15 @@ def results_table(networks: Sequence[NetworkPart]) -> Html:
         if any("seconds" in entry(p, a) for p in networks for a in attacks)
         else "."
     )
+    if best:
+        caption += " Bold: better than every other network here, by the paired test."
     if "union" in columns:
-        caption += " Union: images that withstand every attack here."
+        caption += " Union: images that withstand every attack here that ε bounds."
+    caption += " Chance: always answering the largest class."
     table = el(
         "table",
         el("caption", caption),
-        _head("Network", *(attack_name(c) for c in columns), "Images", "Parameters"),
+        _head("Network", *(attack_name(c) for c in columns), "Chance", "Images", "Parameters"),
         el("tbody", *rows),
         data_sortable=True,
     )
@@ -184,19 +217,21 @@ def comparison_table(rows: Sequence[Comparison]) -> Html:
             "tr",
             *([] if one else [el("th", f"{r.a} − {r.b}", scope="row")]),
             el("th" if one else "td", attack_name(r.attack), class_="text", scope="row" if one else None),
-            el("td", f"{100 * r.difference:+.1f}".replace("-", "−"), data_value=r.difference),
-            el("td", _signed_interval(r.interval), data_value=r.interval[0]),
+            el("td", difference, data_value=r.difference),
+            el("td", interval, data_value=r.interval[0]),
             el("td", str(r.only_a), data_value=r.only_a),
             el("td", str(r.only_b), data_value=r.only_b),
-            el("td", f"{r.p_holm:.3f}" if r.p_holm >= 0.001 else short(r.p_holm), data_value=r.p_holm),
+            el("td", p_value(r.p_holm), data_value=r.p_holm),
             el("td", verdict(r), class_="text"),
         )
         for r in rows
+        for difference, interval in [points(r)]
     ]
     caption = (
         "Difference in percentage points with its 95 % interval for paired proportions (adjusted Wald, Bonett and "
         "Price 2012); images that only one of the two classifies correctly; p of McNemar's exact test, corrected for "
-        "all rows (Holm)."
+        f"all {len(rows)} rows together (Holm). An interval stands for its row alone: it can leave out 0 where the "
+        "corrected test shows no difference."
     )
     if one:
         caption = f"{rows[0].a} minus {rows[0].b}. {caption}"
@@ -204,10 +239,6 @@ def comparison_table(rows: Sequence[Comparison]) -> Html:
     head = _head(*names, text=(0, len(names) - 1) if one else (0, 1, 7))
     table = el("table", el("caption", caption), head, el("tbody", *body), data_sortable=True)
     return _card(table, "Paired comparisons")
-
-
-def _signed_interval(interval: tuple[float, float]) -> str:
-    return f"{100 * interval[0]:+.1f} to {100 * interval[1]:+.1f}".replace("-", "−")
 
 
 def record_table(parts: Sequence[Part], field: str, label: str) -> Html:

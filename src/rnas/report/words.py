@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
-from rnas.report.read import NetworkPart
-from rnas.runs import Record
+from rnas.records.schema import Record
+from rnas.report.read import NetworkPart, Part
+from rnas.wording import radius
 
 _ATTACKS = {
     "clean": "Clean",
@@ -27,8 +28,8 @@ CW_CAVEAT = (
     "counted successes at any distance."
 )
 CW_L2_CAVEAT = (
-    "C&W (l2) looks for the nearest adversarial image at whatever distance: ε does not bound it, and the union counts "
-    "it like the others."
+    "C&W (l2) looks for the nearest adversarial image at whatever distance: ε does not bound it, so that it stands "
+    "beside the union, which does not count it."
 )
 PAPER_TABLES = {"cifar10": 1, "cifar100": 2, "svhn": 3, "tiny-imagenet": 4}
 
@@ -51,13 +52,6 @@ def training(part: NetworkPart) -> str | None:
     return "TRADES" if settings.get("loss") == "trades" else "adversarial"
 
 
-def eps_name(eps: float, norm: str) -> str:
-    """ε in pixel steps where it is a whole number of them."""
-    steps = 255 * eps
-    whole = abs(steps - round(steps)) < 1e-3 and norm == "linf"
-    return f"{round(steps)}/255" if whole else f"{eps:.4g}"
-
-
 def norm_name(norm: str) -> str:
     """`linf` as l∞."""
     return {"linf": "l∞", "l2": "l2"}.get(norm, norm)
@@ -67,19 +61,28 @@ def threat(evaluation: Record) -> str:
     """The threat model in a few words: l∞, ε = 8/255."""
     norm = str(evaluation.get("norm", "linf"))
     eps = evaluation.get("eps")
-    return norm_name(norm) + (f", ε = {eps_name(float(eps), norm)}" if isinstance(eps, int | float) else "")
-
-
-def duration(seconds: float) -> str:
-    """3.1 s, 4 min 10 s, 2 h 5 min."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"
+    return norm_name(norm) + (f", ε = {radius(float(eps), norm)}" if isinstance(eps, int | float) else "")
 
 
 def count(n: int) -> str:
     """12 345, with narrow spaces."""
     return f"{n:,}".replace(",", "\u202f")
+
+
+def work_sentence(part: Part) -> str | None:
+    """What a search or a training did, as its settings say: attack, epochs, learning rate, projection."""
+    settings = part.settings
+    attack, epochs, lr = settings.get("perturbation"), settings.get("epochs"), settings.get("lr")
+    if not isinstance(attack, dict) or epochs is None or lr is None:
+        return None
+    standard = settings.get("standard") is True
+    how = "on clean images" if standard else f"with PGD-{attack.get('attack_steps')}"
+    step = attack.get("step")
+    if not standard and isinstance(step, int | float):
+        how += f" (steps of {radius(step)})"
+    text = f"{part.name}: {epochs} epochs {how}, learning rate {lr}, batches of {settings.get('batch_size')}"
+    if "bound" in settings:
+        steps = settings.get("projection_steps")
+        most = "half an epoch" if steps is None else f"{steps} steps"
+        text += f", H = {settings['bound']}, projections of {most} at most"
+    return f"{text}."

@@ -10,7 +10,6 @@ from rnas.data import load
 from rnas.errors import RnasError
 from rnas.files import write_text
 from rnas.report.distortion import save
-from rnas.report.words import duration
 from rnas.reproduce.caption import caption
 from rnas.reproduce.cost import Costs
 from rnas.reproduce.execute import finished, run_missing
@@ -19,6 +18,7 @@ from rnas.reproduce.plan import Plan, make_plan
 from rnas.reproduce.results import collect
 from rnas.reproduce.tables import write_table
 from rnas.settings import Reproduce, Search, Train
+from rnas.wording import duration
 
 __all__ = ["make_plan", "reproduce"]
 

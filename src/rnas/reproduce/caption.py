@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rnas import paper
-from rnas.report.words import CW_CAVEAT, count, eps_name
+from rnas import published as paper
+from rnas.report.words import CW_CAVEAT, count
 from rnas.reproduce.budgets import BUDGETS, cuts
 from rnas.reproduce.plan import PUBLISHED_BOUNDS, Plan
 from rnas.reproduce.results import bounds_exceeded, threats
+from rnas.wording import apart, radius
 
 WHAT = {
     "table1": "Robustness on CIFAR-10, adversarial (AT) and standard (ST) training",
@@ -46,7 +47,7 @@ def caption(plan: Plan) -> list[str]:
     if settings.what in ("fig1", "fig5"):
         sentences.append("One seed." if settings.seeds == 1 else f"Means over {settings.seeds} seeds.")
     if found.images:
-        attacked = " or ".join(eps_name(e, "linf") for e in found.eps)
+        attacked = " or ".join(radius(e, "linf") for e in found.eps)
         sentences.append(f"{' or '.join(map(count, found.images))} test images, l∞ attacks with ε = {attacked}.")
     sentences.append(_budget(plan))
     if plan.kind == "table":
@@ -60,7 +61,7 @@ def caption(plan: Plan) -> list[str]:
         cells = "; ".join(f"{cell} under H = {bound}" for bound, cell in PUBLISHED_BOUNDS.items())
         sentences.append(f"The cells were searched: {cells}.")
     if over := bounds_exceeded(plan):
-        listed = "; ".join(f"H = {h:g}: F = {f:.3g}" for h, f in over)
+        listed = "; ".join("H = {}: F = {}".format(*apart(h, f)) for h, f in over)
         sentences.append(f"Searches that ended over their bound, so that it says little of their cells: {listed}.")
     if settings.what == "fig5":
         sentences.append("Bars: 95 % Wilson intervals.")

@@ -8,19 +8,19 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from rnas.compute.device import choose_device, own_random_numbers, reseed
 from rnas.console import Console
-from rnas.cost import FORWARD, Facts, Speed, evaluate_seconds, measure, search_seconds, train_seconds
 from rnas.data import load
-from rnas.data.official import SETS
+from rnas.data.official.catalogue import SETS
 from rnas.errors import RnasError
+from rnas.fast.supernet import FastSupernet
 from rnas.files import read_json, write_json
 from rnas.nets import zoo
-from rnas.nets.fast import FastSupernet
+from rnas.planning.cost import FORWARD, Facts, Speed, evaluate_seconds, measure, search_seconds, train_seconds
+from rnas.records.layout import THROUGHPUT
 from rnas.reproduce.plan import Plan, Step
 from rnas.settings import Distortion, Evaluate, Search, Source, Train
-from rnas.steps import choose_device, forked, reseed
 
-THROUGHPUT = "throughput.json"
 CPU_IMAGES = 8
 
 
@@ -87,7 +87,7 @@ class Costs:
         return self.speeds[key]
 
     def _build(self, step: Search | Train, about: Facts) -> nn.Module:
-        with forked(self.device):
+        with own_random_numbers(self.device):
             reseed(0)
             if isinstance(step, Search):
                 return FastSupernet(step.space, about.classes, zoo.MEAN, zoo.STD)

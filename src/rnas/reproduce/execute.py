@@ -6,14 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rnas.console import Console
-from rnas.distortion import DISTORTION, distortion
 from rnas.errors import RnasError, out_of_memory
-from rnas.evaluation import evaluate_run, holds
-from rnas.nas.search import GENOTYPE, search
-from rnas.nets.saved import META
+from rnas.evaluation.distortion import distortion
+from rnas.evaluation.evaluate import evaluate_run, holds
+from rnas.nas.search import search
+from rnas.records.layout import DISTORTION, GENOTYPE, META
 from rnas.reproduce.plan import Plan, Step
 from rnas.settings import Distortion, Evaluate, Search, Train
-from rnas.train import train
+from rnas.training.train import train
 
 
 def finished(step: Step) -> bool:

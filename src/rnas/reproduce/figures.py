@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from rnas import paper
+from rnas import published as paper
 from rnas.errors import RnasError
 from rnas.genotype import Genotype
-from rnas.report import cells_drawing, theme
-from rnas.report.charts import Bubble, Mark, bubble_chart, dot_chart, percent
+from rnas.report import cells_drawing
 from rnas.report.distortion import Maps, deep_layer, depths, distortion_panels, feature_figure, maps_of, read_measured
-from rnas.report.drawing import Drawing, Text, arranged
+from rnas.report.drawing import theme
+from rnas.report.drawing.charts import Bubble, Mark, bubble_chart, dot_chart, percent
+from rnas.report.drawing.shapes import Drawing, Text, arranged
 from rnas.reproduce.plan import AT, ST, Plan, Row
 from rnas.reproduce.results import Value, collect, evaluation, value
 
@@ -107,7 +108,7 @@ def bounds(plan: Plan) -> Drawing:
     for data in dict.fromkeys(row.data for row in plan.rows):
         rows: list[tuple[str, list[Mark | None]]] = []
         for row in (r for r in plan.rows if r.data == data):
-            clean, robust = (_measured(row, key) for key in ("clean", "pgd20"))
+            clean, robust = (_measured(plan, row, key) for key in ("clean", "pgd20"))
             if clean is not None and robust is not None:
                 rows.append((f"H = {row.model}", [_mark(robust, "adversarial"), _mark(clean, "clean", hollow=True)]))
         if rows:
@@ -124,8 +125,8 @@ def bounds(plan: Plan) -> Drawing:
     return out
 
 
-def _measured(row: Row, key: str) -> Value | None:
-    found = [e for folder in row.runs[AT] if (e := evaluation(folder, key)) is not None]
+def _measured(plan: Plan, row: Row, key: str) -> Value | None:
+    found = [e for folder in row.runs[AT] if (e := evaluation(plan, folder, key)) is not None]
     return value([a for a, _ in found], min(n for _, n in found)) if found else None
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rnas import paper
+from rnas import published as paper
 from rnas.errors import RnasError
 from rnas.nas.methods import load, names
 from rnas.reproduce.budgets import BUDGETS

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,12 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rnas import paper
+from rnas import published as paper
 from rnas.files import read_json
+from rnas.records.evaluations import as_asked, read_all
+from rnas.records.folder import read_log
+from rnas.records.schema import number
 from rnas.report.read import read_distortion
 from rnas.reproduce.plan import AT, ST, Plan, Row
-from rnas.runs import check_evaluation, number, read_log
-from rnas.settings import Search
+from rnas.settings import Evaluate, Search
+from rnas.statistics import wilson
 
 KEYS = ("clean", "fgsm", "pgd20", "pgd100", "cw", "aa")
 
@@ -88,7 +90,7 @@ def _value(plan: Plan, row: Row, column: str, published: float | None, failed: M
     folders = row.runs.get(training, ())
     if not folders:
         return Value(paper=published, reason="not part of this figure")
-    found = [e for folder in folders if (e := evaluation(folder, key)) is not None]
+    found = [e for folder in folders if (e := evaluation(plan, folder, key)) is not None]
     if not found:
         why = next((failed[p] for f in folders for p in (f, f / "evaluation.json") if p in failed), None)
         return Value(paper=published, reason=f"failed: {why}" if why else "not run yet")
@@ -109,30 +111,21 @@ def value(accuracies: Sequence[float], images: int, published: float | None = No
     )
 
 
-def wilson(share: float, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """The 95 % confidence interval of a proportion (Wilson 1927); `share` may be a mean over seeds."""
-    z2 = z * z
-    centre, half = share + z2 / (2 * n), z * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
-    return max(0.0, (centre - half) / (1 + z2 / n)), min(1.0, (centre + half) / (1 + z2 / n))
-
-
-def evaluation(folder: Path, key: str) -> tuple[float, int] | None:
+def evaluation(plan: Plan, folder: Path, key: str) -> tuple[float, int] | None:
     """Accuracy under the attack `key` (or clean) and the number of images; None if it was not evaluated."""
-    found = _evaluation(folder)
-    if found is None:
-        return None
-    entry = found["clean"] if key == "clean" else found["attacks"].get(key)
-    return None if entry is None else (float(entry["accuracy"]), int(found["n"]))
+    found = _evaluation(plan, folder)
+    entry = None if found is None else found["clean"] if key == "clean" else found["attacks"].get(key)
+    accuracy = None if entry is None else entry.get("accuracy")
+    return None if found is None or accuracy is None else (float(accuracy), int(found["n"]))
 
 
-def _evaluation(folder: Path) -> dict[str, Any] | None:
-    """A folder's evaluation.json, checked; None if there is none."""
-    path = folder / "evaluation.json"
-    if not path.exists():
-        return None
-    found: dict[str, Any] = read_json(path)
-    check_evaluation(found, path)
-    return found
+def _evaluation(plan: Plan, folder: Path) -> dict[str, Any] | None:
+    """The evaluation in `folder` that the plan asked for, or else the best founded one; None if there is none.
+    RnasError if one is damaged."""
+    step = plan.steps.get(folder / "evaluation.json")
+    kept = [e.summary for e in read_all(folder)]
+    wanted = (e for e in kept if isinstance(step, Evaluate) and as_asked(e, step, e.get("weights")))
+    return next(wanted, kept[0] if kept else None)
 
 
 @dataclass(frozen=True)
@@ -151,7 +144,9 @@ def threats(plan: Plan) -> Threats:
     folders = dict.fromkeys(folder for row in plan.rows for runs in row.runs.values() for folder in runs)
     found: list[dict[str, Any]] = []
     for folder in folders:
-        record = read_distortion(folder / "distortion" / "distortion.json") if plan.distorts else _evaluation(folder)
+        record = (
+            read_distortion(folder / "distortion" / "distortion.json") if plan.distorts else _evaluation(plan, folder)
+        )
         found += [record] if record else []
     return Threats(
         len(found),
@@ -175,4 +170,6 @@ def bounds_exceeded(plan: Plan) -> list[tuple[float, float]]:
 
 def _parameters(folder: Path) -> float | None:
     path = folder / "model.json"
-    return int(read_json(path)["parameters"]) / 1e6 if path.exists() else None
+    found = read_json(path) if path.exists() else {}
+    parameters = number(found, "parameters", where=str(path))
+    return None if parameters is None else parameters / 1e6

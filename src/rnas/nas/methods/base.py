@@ -19,7 +19,7 @@ from rnas.nas.derive import discretise
 from rnas.nas.objectives import Vulnerability
 from rnas.nets.space import Shape, Weights
 from rnas.settings import Search, SearchSpace
-from rnas.steps import cosine
+from rnas.training.schedule import cosine
 
 if TYPE_CHECKING:
     from rnas.nas.engine import Engine, Measured

@@ -22,14 +22,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from rnas.graphs import WEIGHTS
+from rnas.compute.memory import buffers_kept
+from rnas.fast.recording import WEIGHTS
 from rnas.nas.engine import Engine, Slope
 from rnas.nas.methods.base import Alphas, Cost, Fields, Method, adam
 from rnas.nas.objectives import ArchitectureLoss
-from rnas.nets.recompute import buffers_kept
 from rnas.nets.space import Shape, Weights
-from rnas.objectives import Objective
-from rnas.settings import Search, at_least
+from rnas.settings import Flag, Search, at_least
+from rnas.training.objectives import Objective
 
 
 @dataclass(frozen=True)
@@ -39,17 +39,21 @@ class Settings(Search):
     method: str = "darts"
     """Search method."""
     epochs: int = 50
+    """Passes over the training images."""
     batch_size: int = 64
+    """Images in a batch."""
     lr: float = 0.025
     """Learning rate of the weights at the start; it falls along a cosine."""
     lr_min: float = 0.001
     """Learning rate at the end."""
     order: Literal[1, 2] = 1
     """Of the approximation of α's gradient: 2 looks one step of the weights ahead, for about three times the cost."""
-    adversarial: bool = False
+    adversarial: Flag = False
     """Train weights and α on PGD images."""
     alpha_lr: float = 3e-4
+    """Learning rate of the architecture weights α (Adam)."""
     alpha_weight_decay: float = 1e-3
+    """Weight decay of α."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -15,17 +15,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rnas.compute.precision import FP32, Precision
 from rnas.errors import RnasError
-from rnas.graphs import PROJECTION as PROJECTION_STEP
+from rnas.fast.recording import PROJECTION as PROJECTION_STEP
 from rnas.nas.engine import PROJECTION, Batch, Engine, Measured, Slope
 from rnas.nas.methods.base import Alphas, Cost, Fields, Method, adam
 from rnas.nas.objectives import Vulnerability, passed
 from rnas.nas.projection import ROUND, project
 from rnas.nets.space import Shape, Weights
-from rnas.objectives import FP32
-from rnas.precision import Precision
-from rnas.settings import Bound, Features, Reduction, Search, at_least
-from rnas.steps import only
+from rnas.settings import Bound, Count, Features, Reduction, Search, at_least
+from rnas.training.step import differentiating_only
+from rnas.wording import apart
 
 # The projection aims this share under H: F is sampled, and the promise is F ≤ H on the monitored images.
 MARGIN = 0.1
@@ -40,17 +40,19 @@ class Settings(Search):
     """Search method."""
     bound: str = "1e-4"
     """H: a number (1e-4 = RNAS-H, 1e-5 = RNAS-L), a share of F after the warm-up such as 0.5x, or none."""
-    warmup: int | None = None
+    warmup: Count = None
     """Epochs that train only the weights (Phase I); by default a quarter, the paper's 15 of 60."""
     alpha_lr: float = 6e-4
+    """Learning rate of the architecture weights α (Adam)."""
     alpha_weight_decay: float = 1e-3
+    """Weight decay of α."""
     arch_loss: Literal["clean+adv", "adv"] = "clean+adv"
     """α descends on clean + adversarial loss (Eq. 8), or on the adversarial alone (Algorithm 1, line 5)."""
     reduction: Reduction = "mean"
     """KL over the positions of a channel: mean (divided by H·W) or sum (nats)."""
     features: Features = "raw"
     """Measure F on the cell outputs as they are, or brought to zero mean and unit variance per channel."""
-    projection_steps: int | None = None
+    projection_steps: Count = None
     """Most steps of one projection; by default the second half of the epoch, as in the paper."""
     projection_lr: float = 0.2
     """Largest move of a coordinate of α_p in one step of the projection."""
@@ -114,11 +116,12 @@ class Rnas(Method):
         def rounds() -> Iterator[Batch]:
             for x, y in engine.validation:
                 x_adv = engine.adversarial(x, y)
+                engine.doing = "projection"
                 for _ in range(ROUND):
                     yield x, x_adv
 
         drawn = rounds()
-        with only(list(self.parameters()), engine.net):
+        with differentiating_only(list(self.parameters()), engine.net):
             done = project(
                 list(self.parameters()),
                 lambda scale: self.slope_of_f(engine, *next(drawn), scale),
@@ -181,14 +184,14 @@ class Rnas(Method):
     def told(self, event: Mapping[str, Any]) -> str:
         if event["F_before"] is None:
             return ""
-        return f" (before the projection {event['F_before']:.2e}, H {event['H']:.2e})"
+        _, before, bound = apart(event["F"], event["F_before"], event["H"], form=lambda v, n: f"{v:.{n - 1}e}")
+        return f" (before the projection {before}, H {bound})"
 
     def warning(self, last: Mapping[str, Any]) -> dict[str, Any] | None:
         if last["H"] is None or last["F"] <= last["H"]:
             return None
-        message = (
-            f"the search ended with F = {last['F']:.3g} over its bound H = {last['H']:.3g}: more epochs or steps help"
-        )
+        over, bound = apart(last["F"], last["H"])
+        message = f"the search ended with F = {over} over its bound H = {bound}: more epochs or steps help"
         return {"message": f"{message} (--epochs, --projection-steps)", "F": last["F"], "H": last["H"]}
 
     @classmethod

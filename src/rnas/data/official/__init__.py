@@ -1,0 +1,1 @@
+"""The official data sets: where their archives are, and how they are read."""

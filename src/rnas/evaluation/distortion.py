@@ -1,0 +1,247 @@
+"""How far an attack moves the features of each layer (Fig. 3), and feature maps to look at (Fig. 2), of any network."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from rnas.attacks import PGD
+from rnas.compute.device import choose_device, reseed
+from rnas.compute.freezing import unfolded
+from rnas.compute.precision import full_precision
+from rnas.console import Advance, Console
+from rnas.data import Dataset, Split, load
+from rnas.data.dataset import white
+from rnas.data.sources import load_own_data, load_test_data
+from rnas.errors import RnasError, unknown
+from rnas.files import check_writable, write_json
+from rnas.nets.derived import DerivedNetwork
+from rnas.nets.saved import build_from_meta, find_model, load_model
+from rnas.nets.zoo import find_architecture
+from rnas.records.arrays import write_arrays
+from rnas.records.folder import alone, training_of
+from rnas.records.layout import DISTORTION, FEATURES
+from rnas.settings import Distortion
+from rnas.vulnerability import layer_vulnerabilities, recorded
+
+_VGG16_STAGES = (2, 2, 3, 3, 3)
+"""Convolutions between the poolings: what Conv4_3 counts by."""
+
+
+@full_precision()
+def distortion(settings: Distortion, console: Console | None = None) -> list[Path]:
+    """Measure every network of `settings`; returns the folders that hold its distortion.json and features.npz:
+    `settings.out` for one network, folders below it for several. A trained run gets a copy of its distortion.json.
+
+    RnasError for bad input, before anything is written.
+    """
+    console = console or Console(quiet=True)
+    if not settings.networks:
+        raise RnasError("distortion needs the folder of a training run or the name of an architecture")
+    device = choose_device(settings.device)
+    folders = _folders(settings)
+    for folder in folders:
+        check_writable(folder)
+    found = [_network(name, settings) for name in settings.networks]
+    chosen = [_choose_layers(of, settings.layers) for of in found]
+    with ExitStack() as held:
+        for folder in folders:
+            held.enter_context(alone(folder))
+        _distort(settings, found, chosen, folders, device, console)
+    return folders
+
+
+def _distort(
+    settings: Distortion,
+    found: list[_Network],
+    chosen: list[dict[str, str]],
+    folders: list[Path],
+    device: torch.device,
+    console: Console,
+) -> None:
+    for (name, run, standard, net, meta, data), layers, folder in zip(found, chosen, folders, strict=True):
+        images = data.test[torch.arange(min(settings.limit, len(data.test)))]
+        eps = settings.eps or data.eps_default
+        attack = PGD(eps=eps, step=eps / 4, steps=settings.attack_steps, seed=settings.seed)
+        console.say(f"distortion of {name}: {len(layers)} layers, {len(images)} images of {data.name} ...")
+        with console.bar(f"distortion of {name}", len(images)) as advance:
+            vulnerability, maps = _measure(net.to(device), layers, images, attack, settings, advance)
+        record = {
+            "layers": list(layers),
+            "vulnerability": list(vulnerability.values()),
+            "modules": list(layers.values()),
+            "reduction": settings.reduction,
+            "features": settings.features,
+            "eps": eps,
+            "norm": "linf",
+            "n": len(images),
+            "attack": f"pgd{settings.attack_steps}",
+            "seed": settings.seed,
+            "dataset": data.name,
+            "model": str(meta["arch"]),
+            "run": name,
+            "trained": run is not None,
+            "standard": standard,
+        }
+        write_json(folder / DISTORTION, record)
+        write_arrays(folder / FEATURES, maps)
+        if run is not None and os.access(run, os.W_OK):  # for its report, if it is one's own
+            write_json(run / DISTORTION, record)
+        for line in _lines(record):
+            console.say(line)
+
+
+def layers_of(net: nn.Module, arch: str) -> dict[str, str]:
+    """The layers of `net` that are looked at by default, in their order: name -> module as in named_modules().
+
+    VGG16's convolutions after their ReLU, called as the paper does (conv4_3); ResNet18's stem and blocks; the cells of
+    a cell network; of any other network its stages.
+    """
+    if isinstance(net, DerivedNetwork):
+        return {f"cells.{i}": f"cells.{i}" for i in range(len(net.cells))}
+    if arch == "VGG16":
+        names = [f"conv{s}_{k}" for s, convolutions in enumerate(_VGG16_STAGES, 1) for k in range(1, convolutions + 1)]
+        return {name: f"conv{i}.2" for i, name in enumerate(names, 1)}  # .3 would be the pooling
+    stages = [name for name, _ in net.named_children() if name not in ("normalize", "classifier")]
+    if arch == "ResNet18":
+        stages = ["stem", *(f"stage{s}.{b}" for s in range(1, 5) for b in range(2))]
+    return {name: name for name in stages}
+
+
+class _Network(NamedTuple):
+    """A network to be looked at."""
+
+    name: str
+    run: Path | None
+    """The folder where it lies; None if it is not trained."""
+    standard: bool | None
+    """Whether it was trained on clean images; None if not at all."""
+    net: nn.Module
+    meta: dict[str, Any]
+    """model.json"""
+    data: Dataset
+
+
+def _choose_layers(of: _Network, wanted: Sequence[str] | None) -> dict[str, str]:
+    """The layers to measure. RnasError for one that the network lacks (naming the nearest), or that gives no maps."""
+    usual = layers_of(of.net, str(of.meta["arch"]))
+    if wanted is None:
+        return usual
+    modules = {module for module, _ in of.net.named_modules() if module}
+    for layer in wanted:
+        if layer not in usual and layer not in modules:
+            raise RnasError(f"{unknown(f'layer of {of.name}', layer, usual)}, and every module of the network")
+    chosen = {layer: usual.get(layer, layer) for layer in wanted}
+    with torch.no_grad(), unfolded(of.net), recorded(of.net, list(chosen.values())) as outputs:
+        of.net(torch.zeros(1, 3, *of.meta["image_size"]))
+    for layer, module in chosen.items():
+        output = outputs.get(module)
+        if not isinstance(output, torch.Tensor) or output.dim() != 4:
+            gives = f"a {tuple(output.shape)}" if isinstance(output, torch.Tensor) else "nothing"
+            raise RnasError(f"layer '{layer}' of {of.name} gives {gives}: expected feature maps (B,C,H,W)")
+    return chosen
+
+
+def _network(name: str, settings: Distortion) -> _Network:
+    folder = find_model(Path(name))
+    if folder is not None:
+        net, meta = load_model(folder)
+        if settings.data:
+            data = load_test_data(settings.data, folder, meta, settings.data_root, settings.image_size)
+        else:
+            data = load_own_data(folder, meta)
+        _check_images(data, meta, name)
+        return _Network(name, folder, training_of(folder).standard, net, meta, data)
+    arch, genotype = find_architecture(name)
+    if settings.data is None:
+        raise RnasError(f"{name} is not trained, and so has no images of its own: name some with --data")
+    data = load(
+        settings.data,
+        root=settings.data_root,
+        image_size=settings.image_size,
+        test_fraction=settings.test_fraction,
+    )
+    mean, std = data.statistics()
+    meta = {
+        "arch": arch,
+        "genotype": genotype.to_json() if genotype else None,
+        "classes": list(data.classes),
+        "cells": settings.cells,
+        "channels": settings.channels,
+        "mean": list(mean),
+        "std": list(std),
+        "image_size": list(data.image_size),
+    }
+    reseed(settings.seed)
+    return _Network(name, None, None, build_from_meta(meta, name).eval(), meta, data)
+
+
+def _check_images(data: Dataset, meta: dict[str, Any], name: str) -> None:
+    if list(data.image_size) != list(meta["image_size"]) or len(data.classes) != len(meta["classes"]):
+        raise RnasError(
+            f"{data.name} has {len(data.classes)} classes and images of {list(data.image_size)}: "
+            f"{name} was trained for {len(meta['classes'])} classes and {meta['image_size']}"
+        )
+
+
+def _folders(settings: Distortion) -> list[Path]:
+    """Where the results go: --out, or folders in it, named after the networks."""
+    if len(settings.networks) == 1:
+        return [settings.out]
+    names: list[str] = []
+    for network in settings.networks:
+        name = Path(network).resolve().name if Path(network).exists() else network
+        again = sum(n == name or n.startswith(f"{name}-") for n in names)
+        names.append(f"{name}-{again + 1}" if again else name)
+    return [settings.out / name for name in names]
+
+
+def _measure(
+    net: nn.Module, layers: dict[str, str], images: Split, attack: PGD, settings: Distortion, advance: Advance
+) -> tuple[dict[str, float], dict[str, NDArray[Any]]]:
+    """Each layer's vulnerability over all images, and feature maps of the first (see `_feature_maps`)."""
+    device = next(net.parameters()).device
+    totals = dict.fromkeys(layers, 0.0)
+    maps: dict[str, NDArray[Any]] = {}
+    with unfolded(net):
+        for start in range(0, len(images), settings.batch_size):
+            part = images[torch.arange(start, min(start + settings.batch_size, len(images)))]
+            x, y = part.images.to(device) / white(device), part.labels.to(device)
+            x_adv = attack(net, x, y)
+            found = layer_vulnerabilities(net, x, x_adv, list(layers.values()), settings.reduction, settings.features)
+            for name, module in layers.items():
+                totals[name] += found[module] * len(y)
+            if start == 0:
+                maps = _feature_maps(net, layers, x[:1], x_adv[:1], settings.channels_shown)
+            advance(len(y))
+    return {name: total / len(images) for name, total in totals.items()}, maps
+
+
+@torch.no_grad()
+def _feature_maps(
+    net: nn.Module, layers: dict[str, str], x: Tensor, x_adv: Tensor, channels: int
+) -> dict[str, NDArray[Any]]:
+    """For each layer the maps (K,h,w) of its K most varied channels, clean and adversarial, and the two images."""
+    with recorded(net, list(layers.values())) as outputs:
+        net(x)
+        clean = dict(outputs)
+        net(x_adv)
+    maps = {"image": x[0], "image_adversarial": x_adv[0]}
+    for name, module in layers.items():
+        before, after = clean[module][0], outputs[module][0]
+        order = before.flatten(1).std(1, correction=0).argsort(descending=True, stable=True)[:channels]
+        maps |= {f"{name}:channels": order, f"{name}:clean": before[order], f"{name}:adversarial": after[order]}
+    return {key: value.cpu().numpy() for key, value in maps.items()}
+
+
+def _lines(record: dict[str, Any]) -> list[str]:
+    how = "untrained: its weights are random" if not record["trained"] else "trained"
+    pairs = zip(record["layers"], record["vulnerability"], strict=True)
+    return [f"{record['run']} ({how})", *(f"  {layer}: {value:.3e}" for layer, value in pairs)]

@@ -1,0 +1,21 @@
+"""The name of every file in a run folder."""
+
+SETTINGS, ENVIRONMENT, LOG = "settings.json", "environment.json", "log.jsonl"
+"""What makes a run the run that it is; what it depends on besides; what happened, a JSON object a line."""
+CHECKPOINT = "checkpoint.pt"
+LOCK, WRITER = ".lock", ".writer.json"
+"""The lock of a run folder, and who holds it. The lock stays: where it is removed, some network file systems let two
+processes in."""
+
+GENOTYPE, ALPHAS, STRENGTHS = "genotype.json", "alphas.npz", "strengths.npz"
+"""Of a search: what it found, and the course of α and of how much there was of each operation."""
+WEIGHTS, META = "model.safetensors", "model.json"
+"""Of a training: the weights, and how to build the network that they are for."""
+MODEL = "model.onnx"
+PARTIAL = "evaluation.partial"
+"""The folder of an evaluation that is under way; what it ends in is named in `records/evaluations.py`."""
+DISTORTION, FEATURES = "distortion.json", "features.npz"
+FITTED = "budget.json"
+"""What was chosen, in the run's folder: timings differ from call to call, and a resumed run must stay the same run."""
+THROUGHPUT = "throughput.json"
+"""Of a plan: the speeds that its estimates go by."""

@@ -1,0 +1,1 @@
+"""Drawings: shapes, charts and cells as SVG, PNG and PDF."""

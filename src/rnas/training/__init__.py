@@ -1,0 +1,1 @@
+"""Training of target networks, and the steps that search and training share."""
