@@ -199,7 +199,7 @@ class Bound:
 
 @dataclass(frozen=True)
 class Search:
-    """Search an architecture. What all methods share; each has defaults and settings of its own in its file.
+    """Search an architecture; --method NAME --help shows the settings of a method.
 
     For example:
         rnas search --data cifar10 --bound 0.5x --out runs/s
@@ -352,7 +352,7 @@ class Evaluate:
     """Where to compute: auto takes a GPU if there is one."""
     resume: Flag = False
     """Continue an evaluation that was cut off."""
-    out: Path | None = None
+    out: Folder = None
     """Folder for the results, by default the run's: for runs that one may only read."""
 
     def __post_init__(self) -> None:
