@@ -203,7 +203,7 @@ class Search:
 
     For example:
         rnas search --data cifar10 --bound 0.5x --out runs/s
-        rnas search --method darts --data photos/ --image-size 32 --epochs 20 --out runs/s
+        rnas search --method darts --data photos/ --image-size 32 --out runs/s
     """
 
     out: Path
