@@ -15,7 +15,7 @@ class OperationCost(NamedTuple):
     size: int
     """Weights of its convolutions."""
     flops: int
-    """Their multiply-accumulates."""
+    """Their multiply-accumulates; of a pool, the 9 values that each output looks at."""
     mac: int
     """Memory access cost: numbers that are read or written."""
 

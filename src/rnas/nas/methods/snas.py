@@ -5,7 +5,7 @@
 θ and λ both descend on E[L_train(θ, Z) + η·C(Z)]: one sample a step for each kind of cell, one backward pass, all the
 training images. τ falls linearly from 1 to 0.03; as it does, Z becomes one-hot, with P(Z^k = 1) = softmax(λ)_k.
 C is the mean over the cells of a kind, summed over both kinds and over edges, of what an edge costs. With
-c = max(1, Σ_k Z^k cost_k) for each of size, flops (both of convolutions) and mac (memory access cost), an edge costs
+c = max(1, Σ_k Z^k cost_k) for each of size, flops and mac (`rnas.nas.costs`), an edge costs
     log:       (ln size + ln flops + ln mac) / 3
     linear:    0.43·(2·size + flops/4000 + mac/100), without the maximum
     discrete:  as log, with softmax(λ) for Z: the expectation in c, without noise
