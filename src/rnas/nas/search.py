@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from rnas.nets.space import Shape, Weights
 from rnas.records.arrays import write_arrays
 from rnas.records.folder import Run, read_log
 from rnas.records.layout import ALPHAS, GENOTYPE, LOG, STRENGTHS
-from rnas.settings import Search
+from rnas.settings import Search, SearchSpace
 from rnas.training.adversarial import training_attack
 from rnas.training.meters import Running
 from rnas.training.schedule import set_lr
@@ -70,7 +70,10 @@ class State:
     def save(self, run: Run) -> None:
         engine = self.engine
         state = {
-            "shape": {f.name: getattr(engine.net.shape, f.name) for f in fields(Shape) if f.name != "space"},
+            "shape": {
+                **{f.name: getattr(engine.net.shape, f.name) for f in fields(Shape)},
+                "space": asdict(engine.net.space),
+            },
             "net": engine.net.state_dict(),
             "optimizer": engine.optimizer.state_dict(),
             "alpha_optimizer": engine.optimiser.state_dict() if engine.optimiser else None,
@@ -83,7 +86,8 @@ class State:
     def restore(self, saved: dict[str, Any]) -> None:
         saved = as_today(saved)
         self.epoch = saved["epoch"]
-        self.build(Shape(self.engine.settings.space, **saved["shape"]), self.epoch)
+        shape = {"space": asdict(self.engine.settings.space), **saved["shape"]}
+        self.build(Shape(**{**shape, "space": SearchSpace(**shape["space"])}), self.epoch)
         self.engine.net.load_state_dict(saved["net"])
         self.engine.optimizer.load_state_dict(saved["optimizer"])
         if self.engine.optimiser:
