@@ -168,14 +168,11 @@ def unpacked(x: Tensor, pack: int, images: int) -> Tensor:
 
 
 def shuffled_together(first: Tensor, others: Tensor) -> Tensor:
-    """`first` (B,C,H,W) and `others` (B,(K-1)·C,H,W) in the order C groups of K channels, one of each group of C.
-
-    A product with a matrix of 0 and 1: quicker than to copy every channel by itself, and as exact.
-    """
-    together = torch.cat([first, others], dim=1)
-    channels = together.shape[1]
-    order = torch.arange(channels).view(-1, first.shape[1]).t().flatten()
-    return pointwise(together, torch.eye(channels, dtype=together.dtype)[order])
+    """`first` (B,C,H,W) and `others` (B,(K-1)·C,H,W) in the order C groups of K channels, one of each group of C."""
+    (b, c, h, w), rest = first.shape, others.permute(0, 2, 3, 1)
+    rest = rest.reshape(b, h, w, -1, c).transpose(3, 4)
+    together = torch.cat([first.permute(0, 2, 3, 1)[..., None], rest], dim=-1)
+    return together.view(b, h, w, -1).permute(0, 3, 1, 2)
 
 
 def packed_weight(weight: Tensor, pack: int, parts: int = 1) -> Tensor:
