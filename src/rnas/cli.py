@@ -192,14 +192,10 @@ def _flag(argument: str) -> str:
 
 def _check_flags(arguments: Sequence[str], search: type[Search]) -> None:
     """RnasError for a flag of another search method."""
-    from rnas.nas.methods import flags, which_have
+    from rnas.nas.methods import check_has
 
-    for flag in map(_flag, arguments):
-        having = which_have(flag) if flag and flag not in flags(search) else []
-        if having:
-            raise RnasError(
-                f"--{flag.replace('_', '-')} is not a setting of method {search.method}, but of {', '.join(having)}"
-            )
+    for flag in filter(None, map(_flag, arguments)):
+        check_has(search, flag)
 
 
 def _at_home(value: Any) -> Any:

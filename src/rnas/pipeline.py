@@ -12,6 +12,7 @@ from rnas.data.sources import load_data
 from rnas.deploy.export import check_target, export
 from rnas.errors import RnasError
 from rnas.evaluation.evaluate import check_attacks, evaluate_run, holds
+from rnas.nas.methods.rnas import Settings
 from rnas.nas.search import search
 from rnas.nets.derived import check_image_size
 from rnas.nets.saved import load_model
@@ -49,7 +50,7 @@ def run(settings: Run, console: Console | None = None) -> Path:
         budget = plan(settings, len(data.train))
         console.say(f"run: {work(budget)}")
     else:
-        budget = plan(settings, len(data.train), choice.changes(settings.eps or data.eps_default))
+        budget = plan(settings, len(data.train), choice.budget(settings.eps or data.eps_default))
         console.say(fit.describe(choice, budget, settings.minutes, kept))
     device, facts = hardware(choose_device(settings.device)), {"precision": choose_precision(settings.precision).name}
     with Folder.open(out, settings, resume=settings.resume, device=device, facts=facts):
@@ -60,7 +61,9 @@ def run(settings: Run, console: Console | None = None) -> Path:
             return _work(budget, out, console, missing, None if kept else float(choice.seconds))
 
 
-def _work(budget: Budget, out: Path, console: Console, missing: str | None, seconds: float | None = None) -> Path:
+def _work(
+    budget: Budget[Settings], out: Path, console: Console, missing: str | None, seconds: float | None = None
+) -> Path:
     """What is not done yet of a run in `out`; the path of the report. `missing` says why there can be no ONNX file,
     `seconds` how long the whole should take."""
     started, steps = time.perf_counter(), 2 + 2 * len(budget.trainings)

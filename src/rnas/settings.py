@@ -6,7 +6,7 @@ Each command is a frozen dataclass: its fields are the flags of the command line
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args, get_origin, get_type_hints
@@ -664,7 +664,7 @@ def _typed(annotation: Any, value: Any, name: str) -> Any:
     """`value`, from JSON, as what a field of the type `annotation` holds."""
     if is_dataclass(annotation) and isinstance(value, dict):
         return from_json(cast("type[Any]", annotation), value)
-    kinds = set(get_args(annotation) or (annotation,))
+    kinds = _kinds(annotation)
     if value is None and type(None) in kinds:
         return None
     if get_origin(annotation) is Literal:
@@ -672,12 +672,77 @@ def _typed(annotation: Any, value: Any, name: str) -> Any:
     elif Path in kinds:
         return Path(value)
     elif isinstance(value, list):
-        return tuple(value)
+        value, fits = tuple(value), _holds_names(kinds) and all(isinstance(v, str) for v in value)
     else:
         fits = type(value) in kinds or (type(value) is int and float in kinds)
     if not fits:
         raise ValueError(f"{name} is {value!r}")
     return value
+
+
+def _kinds(annotation: Any) -> tuple[Any, ...]:
+    """The types, or the values, that a field of the type `annotation` may have."""
+    return (annotation,) if get_origin(annotation) is tuple else get_args(annotation) or (annotation,)
+
+
+def _holds_names(kinds: tuple[Any, ...]) -> bool:
+    return any(get_origin(kind) is tuple for kind in kinds)
+
+
+def flag_names(kind: type[Any]) -> list[str]:
+    """The names of all settings of the class `kind`, those within settings too."""
+    hints, names = get_type_hints(kind), []
+    for f in fields(kind):
+        names += flag_names(hints[f.name]) if is_dataclass(hints[f.name]) else [f.name]
+    return names
+
+
+def from_flags(kind: type[Any], given: Mapping[str, Any]) -> Any:
+    """The settings of the class `kind` that Python's keyword arguments `given` spell out: named as the flags, with
+    numbers as numbers or as on the command line ("8/255"). RnasError for a name or a value that cannot be."""
+    check_known(given, flag_names(kind))
+    return _of_flags(kind, given)
+
+
+def check_known(given: Iterable[str], known: Sequence[str]) -> None:
+    """RnasError, with the nearest names, for a setting that is not among the `known`."""
+    for name in given:
+        if name not in known:
+            raise unknown("setting", name, known)
+
+
+def _of_flags(kind: type[Any], given: Mapping[str, Any]) -> Any:
+    values = {}
+    for name, annotation in get_type_hints(kind).items():
+        if is_dataclass(annotation):
+            values[name] = _of_flags(cast("type[Any]", annotation), given)
+        elif name in given:
+            try:
+                values[name] = _typed(annotation, _as_written(annotation, given[name]), name)
+            except (TypeError, ValueError) as e:
+                raise RnasError(f"{name.replace('_', '-')} is {given[name]!r}: expected {_expected(annotation)}") from e
+    return kind(**values)
+
+
+def _as_written(annotation: Any, value: Any) -> Any:
+    """`value` as JSON would have it: names may be given as paths, bounds as numbers, numbers as fractions."""
+    kinds = _kinds(annotation)
+    if isinstance(value, str) and float in kinds:
+        return parse_fraction(value)
+    if type(value) in (int, float) and str in kinds:
+        return f"{value:g}"
+    if isinstance(value, tuple):
+        return list(value)
+    return str(value) if isinstance(value, Path) else value
+
+
+def _expected(annotation: Any) -> str:
+    """What a field of the type `annotation` takes, for people."""
+    kinds = _kinds(annotation)
+    if get_origin(annotation) is Literal:
+        return " or ".join(map(repr, kinds))
+    words = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", Path: "a path"}
+    return "a list of names" if _holds_names(kinds) else next(words[kind] for kind in words if kind in kinds)
 
 
 def flags(settings: Any) -> list[str]:

@@ -6,7 +6,8 @@ import hashlib
 import itertools
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from rnas.compute.freezing import Model
 from rnas.compute.precision import full_precision
 from rnas.console import Console
 from rnas.data import Split
+from rnas.data import load as load_images
 from rnas.data.dataset import stratified, white
 from rnas.data.sources import load_own_data, load_test_data
 from rnas.errors import RnasError
@@ -98,6 +100,33 @@ def evaluate(
     return Result(summary, dict(found.masks))
 
 
+@contextmanager
+def shown(console: Console, name: str, images: int) -> Iterator[Progress]:
+    """Within, show how far the attacks on `images` of the network called `name` are."""
+    with console.stages() as move:
+
+        def progress(attack: str, done: int, total: int, survivors: int, seconds: float) -> None:
+            move(f"{attack} on {name}: {survivors} of {images} survive", done, total)
+
+        yield progress
+
+
+def evaluate_data(model: Model, settings: Evaluate, console: Console) -> Result:
+    """Attack any callable `model` on the test images of `settings.data`, in their own size or in `image_size`; nothing
+    is written."""
+    if settings.data is None:
+        raise RnasError("there are no images to evaluate on: give x and y, or data, such as 'cifar10'")
+    data = load_images(settings.data, image_size=settings.image_size, to_test=True)
+    test = _limited(data.test, settings.limit)
+    x, y = test.images / white(test.images.device), test.labels
+    eps = radius(settings, data.name)
+    with shown(console, "the model", len(y)) as progress:
+        result = evaluate(
+            model, x, y, settings.attacks, eps, settings.norm, settings.seed, settings.batch_size, progress=progress
+        )
+    return Result({**result.summary, **asked(settings), "dataset": data.name}, result.masks)
+
+
 def evaluate_run(settings: Evaluate, console: Console | None = None) -> Result:
     """Evaluate the trained network of a run folder; writes evaluation.json, masks.npz and examples.npz into it, or
     into `settings.out`. Beside an evaluation of other settings these get a name of their own.
@@ -135,11 +164,7 @@ def _evaluate_into(
     eps = radius(settings, name)
     earlier = _earlier(out, settings, meta["weights"], console)
     state = _partial_state(settings, out, eps, name, meta["weights"])
-    with console.stages() as move:
-
-        def progress(attack: str, done: int, total: int, survivors: int, seconds: float) -> None:
-            move(f"{attack} on {folder.name}: {survivors} of {len(y)} survive", done, total)
-
+    with shown(console, folder.name, len(y)) as progress:
         result = evaluate(
             model, x, y, settings.attacks, eps, settings.norm, settings.seed, settings.batch_size, state, progress
         )
@@ -253,8 +278,13 @@ def _test_images(settings: Evaluate, folder: Path, meta: dict[str, Any]) -> tupl
         raise RnasError(
             f"{data.name} has images of {list(data.image_size)}: the network in {folder} takes {meta['image_size']}"
         )
-    n = min(settings.limit or len(data.test), len(data.test))
-    return data.name, data.test[stratified(data.test.labels, n, seed=0).nonzero()[:, 0]]  # the same for every run
+    return data.name, _limited(data.test, settings.limit)
+
+
+def _limited(test: Split, limit: int | None) -> Split:
+    """`limit` test images, of every class its share: the same for every network."""
+    n = min(limit or len(test), len(test))
+    return test[stratified(test.labels, n, seed=0).nonzero()[:, 0]]
 
 
 def _disagreement(classes: Sequence[str], meta: dict[str, Any]) -> str:
