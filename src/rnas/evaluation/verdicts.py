@@ -19,10 +19,11 @@ from rnas.compute.freezing import Model, is_plain
 from rnas.errors import RnasError
 from rnas.evaluation import trust
 from rnas.files import read_json, write_json
+from rnas.records.layout import VERDICTS
 
 Mask = NDArray[np.bool_]
 
-STATE = "attacks.json"
+STATE = VERDICTS
 UNKNOWN, BROKEN, STANDING = "?", "0", "1"
 NAN = "n"
 """Broken by an image that the model answers with NaN or infinity."""
