@@ -151,11 +151,11 @@ def _in_words(groups: Sequence[Maps]) -> str:
 
 def _colored(pixels: NDArray[np.float32], both: Sequence[NDArray[np.float32]]) -> NDArray[np.uint8]:
     """A map (h,w) in colours (h,w,3) that span the values of `both`."""
-    from matplotlib import colormaps
-
     low, high = min(float(m.min()) for m in both), max(float(m.max()) for m in both)
     share = (pixels - low) / (high - low) if high > low else np.zeros_like(pixels)
-    return np.asarray(colormaps["viridis"](share, bytes=True)[..., :3], dtype=np.uint8)
+    stops = np.array([list(bytes.fromhex(color)) for color in theme.VIRIDIS])
+    places = np.linspace(0, 1, len(stops))
+    return np.stack([np.rint(np.interp(share, places, stops[:, c])) for c in range(3)], -1).astype(np.uint8)
 
 
 def distortion_figure(networks: Sequence[Measured]) -> Drawing:
