@@ -8,7 +8,7 @@ import os
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,14 @@ from rnas.console import Console
 from rnas.data import Dataset
 from rnas.errors import RnasError
 from rnas.fast.supernet import FastSupernet
-from rnas.files import read_json, write_json
+from rnas.files import write_json
 from rnas.nets import zoo
 from rnas.nets.derived import DerivedNetwork
 from rnas.planning.budgets import Budget, Changes, plan, work
-from rnas.planning.cost import CPU_IMAGES, Facts, Speed, evaluate_seconds, measure, search_seconds, train_seconds
+from rnas.planning.cost import CPU_IMAGES, Facts, evaluate_seconds, measure, search_seconds, train_seconds
+from rnas.records import codec
 from rnas.records.layout import FITTED
+from rnas.records.schema import Speed, Work
 from rnas.settings import Run, flags
 from rnas.wording import roughly
 
@@ -96,26 +98,8 @@ RUNGS = (
 
 
 @dataclass(frozen=True)
-class Choice:
+class Choice(Work):
     """What was chosen for a run, and how many seconds it should take."""
-
-    search_side: int | None
-    """Pixels to which the search's images are scaled; None: as they are."""
-    search_per_class: int | None
-    """Training images of each class that the search sees; None: all."""
-    search_cells: int
-    search_channels: int
-    search_epochs: int
-    train_cells: int
-    train_channels: int
-    stem_stride: int
-    train_epochs: int
-    batch_size: int
-    attacked: int
-    """Test images."""
-    threads: int
-    """Of torch on a CPU."""
-    seconds: int
 
     def changes(self, eps: float) -> Changes:
         """As changes to the paper's settings. Three steps of ε/2 take about three fifths of the time of the paper's
@@ -164,14 +148,10 @@ def choose(settings: Run, data: Dataset, console: Console) -> Choice:
         if choice.seconds > LONGER * asked and not settings.yes:
             _ask(settings, data, choice.seconds, asked, console)
         return choice
-    found = read_json(path)
-    if not isinstance(found, dict) or found.keys() != {f.name for f in fields(Choice)}:
-        raise RnasError(f"{path} is damaged: it holds no choice of a run's work; start in another --out")
-    for name, value in found.items():
-        optional = value is None and name in ("search_side", "search_per_class")
-        if not optional and (type(value) is not int or value < 1):
-            raise RnasError(f"{path} is damaged: {name} is {value!r}; start in another --out")
-    return Choice(**found)
+    try:
+        return codec.read(Choice, path)
+    except RnasError as e:
+        raise RnasError(f"{e}; start in another --out") from e
 
 
 def _ask(settings: Run, data: Dataset, needed: float, asked: float, console: Console) -> None:
@@ -189,7 +169,7 @@ def _ask(settings: Run, data: Dataset, needed: float, asked: float, console: Con
 def keep(choice: Choice, out: Path) -> None:
     """Keep `choice` in the run's folder `out`, for calls that go on with the run."""
     if not (out / FITTED).exists():
-        write_json(out / FITTED, asdict(choice))
+        write_json(out / FITTED, codec.encode(choice))
 
 
 def describe(choice: Choice, budget: Budget, minutes: float | None, kept: bool = False) -> str:

@@ -233,12 +233,61 @@ class Writer:
     since: str
 
 
-FORMATS: dict[str, type[Any]] = {
+@dataclass(frozen=True)
+class Verdicts:
+    """attacks.json: what an evaluation that is under way knows so far."""
+
+    identity: dict[str, Any]
+    """What tells it from others."""
+    verdicts: dict[str, str]
+    """For every attack a character for each image."""
+    seconds: dict[str, str]
+    """For every attack a number for each image, with blanks between."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """In throughput.json under the name of what was timed: seconds for one image."""
+
+    gradient: Distance
+    """To differentiate a frozen network for its input."""
+    weights: Distance
+    """To train the network's weights on it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """budget.json: what was chosen for a run."""
+
+    search_side: Natural | None = None
+    """Pixels to which the search's images are scaled; None: as they are."""
+    search_per_class: Natural | None = None
+    """Training images of each class that the search sees; None: all."""
+    search_cells: Natural
+    search_channels: Natural
+    search_epochs: Natural
+    train_cells: Natural
+    train_channels: Natural
+    stem_stride: Natural
+    train_epochs: Natural
+    batch_size: Natural
+    attacked: Natural
+    """Test images."""
+    threads: Natural
+    """Of torch on a CPU."""
+    seconds: Natural
+    """That it should take."""
+
+
+FORMATS: dict[str, Any] = {
     layout.META: Description,
     layout.EVALUATION: Evaluation,
     layout.DISTORTION: LayerDistortion,
     layout.ENVIRONMENT: Environment,
     layout.WRITER: Writer,
+    layout.VERDICTS: Verdicts,
+    layout.FITTED: Work,
+    layout.THROUGHPUT: dict[str, Speed],
 }
 """The class of every JSON file that is one record."""
 EVENTS: dict[str, type[Any]] = {"warning": Warned, "candidate": Candidate}

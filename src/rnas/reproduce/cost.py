@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -14,10 +13,12 @@ from rnas.data import load
 from rnas.data.official.catalogue import SETS
 from rnas.errors import RnasError
 from rnas.fast.supernet import FastSupernet
-from rnas.files import read_json, write_json
+from rnas.files import write_json
 from rnas.nets import zoo
-from rnas.planning.cost import FORWARD, Facts, Speed, evaluate_seconds, measure, search_seconds, train_seconds
+from rnas.planning.cost import FORWARD, Facts, evaluate_seconds, measure, search_seconds, train_seconds
+from rnas.records import codec
 from rnas.records.layout import THROUGHPUT
+from rnas.records.schema import Speed
 from rnas.reproduce.plan import Plan, Step
 from rnas.settings import Distortion, Evaluate, Search, Source, Train
 
@@ -83,7 +84,7 @@ class Costs:
             batch = CPU_IMAGES if self.device.type == "cpu" else step.batch_size
             net = self._build(step, about)
             self.speeds[key] = measure(net, about, batch, self.device)
-            write_json(self.path, {k: asdict(v) for k, v in self.speeds.items()})
+            write_json(self.path, codec.encode(self.speeds))
         return self.speeds[key]
 
     def _build(self, step: Search | Train, about: Facts) -> nn.Module:
@@ -112,9 +113,7 @@ def _timed(step: Train) -> str:
 
 
 def _read(path: Path) -> dict[str, Speed]:
-    if not path.exists():
-        return {}
     try:
-        return {str(key): Speed(float(v["gradient"]), float(v["weights"])) for key, v in read_json(path).items()}
-    except (AttributeError, KeyError, TypeError, ValueError) as e:
-        raise RnasError(f"{path} is damaged ({e}): delete it, it is measured again") from e
+        return codec.read(dict[str, Speed], path) if path.exists() else {}
+    except RnasError as e:
+        raise RnasError(f"{e}; delete it, it is measured again") from e
