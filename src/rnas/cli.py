@@ -279,10 +279,11 @@ def _run(command: Any) -> None:
             from rnas.deploy.export import check_target, export
             from rnas.evaluation.evaluate import model_folder
             from rnas.nets.saved import load_model
+            from rnas.records.codec import encode
 
             check_target(command.format, command.out)
             model, meta = load_model(model_folder(command.run))
-            difference = export(model, meta, command.format, command.out, tuple(meta["image_size"]))
+            difference = export(model, encode(meta), command.format, command.out, meta.image_size)
             print(f"wrote {command.out}; its logits differ from the network's by {difference:.1e} at most")
 
 

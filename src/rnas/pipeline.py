@@ -19,8 +19,9 @@ from rnas.nets.saved import load_model
 from rnas.planning import fit
 from rnas.planning.budgets import Budget, is_fitted, plan, work
 from rnas.records import layout
+from rnas.records.codec import encode
 from rnas.records.folder import Run as Folder
-from rnas.records.layout import GENOTYPE, MODEL
+from rnas.records.layout import GENOTYPE, META, MODEL, REPORT
 from rnas.report import write_report
 from rnas.settings import Run
 from rnas.training.train import train
@@ -67,7 +68,7 @@ def _work(
     """What is not done yet of a run in `out`; the path of the report. `missing` says why there can be no ONNX file,
     `seconds` how long the whole should take."""
     started, steps = time.perf_counter(), 2 + 2 * len(budget.trainings)
-    report, exported = out / "report.html", out / MODEL
+    report, exported = out / REPORT, out / MODEL
     evaluations = {name: replace(budget.evaluate, run=out / name) for name in budget.trainings}
     if all(map(holds, evaluations.values())) and report.exists() and (exported.exists() or missing is not None):
         console.say(f"the run in {out} is finished: nothing is left to do\nreport: {report}")
@@ -82,7 +83,7 @@ def _work(
         begin(1, "search")
         search(budget.search, console)
     for k, (name, job) in enumerate(budget.trainings.items()):
-        if not (out / name / "model.json").exists():
+        if not (out / name / META).exists():
             begin(2 + 2 * k, f"training of {name}")
             train(job, console)
         if not holds(evaluations[name]):
@@ -93,7 +94,7 @@ def _work(
     console.say(f"report: {report}")
     if missing is None:
         model, meta = load_model(out / "train")
-        export(model, meta, "onnx", exported, tuple(meta["image_size"]))
+        export(model, encode(meta), "onnx", exported, meta.image_size)
         console.say(f"model: {exported}")
     else:
         console.say(f"model: {out / 'train'}; {missing}, then: rnas export {out} --out {exported}")

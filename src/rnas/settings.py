@@ -61,7 +61,7 @@ def at_least(settings: Any, low: float, *names: str) -> None:
     """RnasError unless each of the `names` of `settings` is None, or finite and `low` or more."""
     for name in names:
         value = getattr(settings, name)
-        if value is not None and not (math.isfinite(value) and value >= low):
+        if value is not None and not low <= value < math.inf:
             finite = "" if math.isfinite(value) else "a finite number, "
             raise RnasError(f"{name.replace('_', '-')} is {value}: expected {finite}{low:g} or more")
 

@@ -25,6 +25,7 @@ from rnas.nets import zoo
 from rnas.nets.derived import DerivedNetwork
 from rnas.nets.space import uniform
 from rnas.nets.supernet import Supernet
+from rnas.records.schema import Speed
 from rnas.settings import Distortion, Evaluate, Search, Source, Train
 from rnas.training.adversarial import frozen_for
 from rnas.training.step import weight_step
@@ -47,14 +48,6 @@ PASSES = {
 
 CPU_IMAGES = 32
 """Images to time with on a CPU; on a GPU, where a small batch takes as long as a large one, it is the whole batch."""
-
-
-@dataclass(frozen=True)
-class Speed:
-    """Seconds for one image: to differentiate a frozen network for its input, and to train its weights on it."""
-
-    gradient: float
-    weights: float
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import os
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,11 +17,13 @@ from rnas.compute.device import choose_device
 from rnas.console import Console
 from rnas.data import Dataset
 from rnas.errors import RnasError
-from rnas.files import read_json, write_json
+from rnas.files import write_json
 from rnas.nas.methods.rnas import Settings
 from rnas.planning.budgets import FEW_ATTACKS, NOWHERE, Budget, plan, work
-from rnas.planning.cost import CPU_IMAGES, Facts, Speed, evaluate_seconds, search_seconds, timed, train_seconds
+from rnas.planning.cost import CPU_IMAGES, Facts, evaluate_seconds, search_seconds, timed, train_seconds
+from rnas.records import codec
 from rnas.records.layout import FITTED
+from rnas.records.schema import Speed, Work
 from rnas.settings import Distortion, Evaluate, Perturbation, Run, SearchSpace, Source, Train, flags
 from rnas.wording import roughly
 
@@ -93,26 +95,8 @@ RUNGS = (
 
 
 @dataclass(frozen=True)
-class Choice:
+class Choice(Work):
     """What was chosen for a run, and how many seconds it should take."""
-
-    search_side: int | None
-    """Pixels to which the search's images are scaled; None: as they are."""
-    search_per_class: int | None
-    """Training images of each class that the search sees; None: all."""
-    search_cells: int
-    search_channels: int
-    search_epochs: int
-    train_cells: int
-    train_channels: int
-    stem_stride: int
-    train_epochs: int
-    batch_size: int
-    attacked: int
-    """Test images."""
-    threads: int
-    """Of torch on a CPU."""
-    seconds: int
 
     def budget(self, eps: float) -> Budget[Settings]:
         """As a budget. Three steps of ε/2 take about three fifths of the time of the paper's seven of ε/4: the epochs
@@ -162,14 +146,10 @@ def choose(settings: Run, data: Dataset, console: Console) -> Choice:
         if choice.seconds > LONGER * asked and not settings.yes:
             _ask(settings, data, choice.seconds, asked, console)
         return choice
-    found = read_json(path)
-    if not isinstance(found, dict) or found.keys() != {f.name for f in fields(Choice)}:
-        raise RnasError(f"{path} is damaged: it holds no choice of a run's work; start in another --out")
-    for name, value in found.items():
-        optional = value is None and name in ("search_side", "search_per_class")
-        if not optional and (type(value) is not int or value < 1):
-            raise RnasError(f"{path} is damaged: {name} is {value!r}; start in another --out")
-    return Choice(**found)
+    try:
+        return codec.read(Choice, path)
+    except RnasError as e:
+        raise RnasError(f"{e}; start in another --out") from e
 
 
 def _ask(settings: Run, data: Dataset, needed: float, asked: float, console: Console) -> None:
@@ -187,7 +167,7 @@ def _ask(settings: Run, data: Dataset, needed: float, asked: float, console: Con
 def keep(choice: Choice, out: Path) -> None:
     """Keep `choice` in the run's folder `out`, for calls that go on with the run."""
     if not (out / FITTED).exists():
-        write_json(out / FITTED, asdict(choice))
+        write_json(out / FITTED, codec.encode(choice))
 
 
 def describe(choice: Choice, budget: Budget[Settings], minutes: float | None, kept: bool = False) -> str:

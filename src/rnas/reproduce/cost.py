@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -10,10 +9,9 @@ import torch
 from rnas.compute.device import choose_device
 from rnas.console import Console
 from rnas.errors import RnasError
-from rnas.files import read_json, write_json
+from rnas.files import write_json
 from rnas.planning.cost import (
     Facts,
-    Speed,
     distortion_seconds,
     evaluate_seconds,
     facts,
@@ -22,7 +20,9 @@ from rnas.planning.cost import (
     timed,
     train_seconds,
 )
+from rnas.records import codec
 from rnas.records.layout import THROUGHPUT
+from rnas.records.schema import Speed
 from rnas.reproduce.plan import Plan, Step
 from rnas.settings import Distortion, Evaluate, Search, Source, Train
 
@@ -73,7 +73,7 @@ class Costs:
         if key not in self.speeds:
             self.console.say(f"timing {key} ...")
             self.speeds[key] = timed(step, about, self.device, CPU_IMAGES)
-            write_json(self.path, {k: asdict(v) for k, v in self.speeds.items()})
+            write_json(self.path, codec.encode(self.speeds))
         return self.speeds[key]
 
     def _device_name(self) -> str:
@@ -89,9 +89,7 @@ def _what(step: Search | Train) -> str:
 
 
 def _read(path: Path) -> dict[str, Speed]:
-    if not path.exists():
-        return {}
     try:
-        return {str(key): Speed(float(v["gradient"]), float(v["weights"])) for key, v in read_json(path).items()}
-    except (AttributeError, KeyError, TypeError, ValueError) as e:
-        raise RnasError(f"{path} is damaged ({e}): delete it, it is measured again") from e
+        return codec.read(dict[str, Speed], path) if path.exists() else {}
+    except RnasError as e:
+        raise RnasError(f"{e}; delete it, it is measured again") from e
