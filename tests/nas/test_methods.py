@@ -29,7 +29,7 @@ SPACE = SearchSpace(cells=3, channels=4, nodes=2)
 TINY = SearchSpace(cells=2, channels=2, nodes=1)
 SMALL = {
     "source": Source(data="digits", limit_per_class=8),
-    "space": TINY,
+    "space": SearchSpace(cells=2, channels=4, nodes=1),
     "perturbation": Perturbation(attack_steps=1),
     "batch_size": 16,
     "monitor": 20,

@@ -6,6 +6,7 @@
     slope(objective, inputs, parameters) a loss and its gradients, recorded on a GPU where that pays
     descend(slope, parameters, optimiser, clip)         a step with them
     descend_weights(x, y, w)             both, for the network's weights and cross-entropy
+    input_gradient(loss, x, y)           of each image's loss
     input_term(loss, terms, y, parameters)              the gradient of an input gradient's norm, by first-order passes
     shifted(parameters, direction, t)    within: the parameters moved; put back bit for bit
     calibrated(images, w)                within: BN's running statistics those of `w`; put back
@@ -73,6 +74,11 @@ class Slope(NamedTuple):
     """What the objective tells besides: logits (B,classes), or a number."""
     grads: tuple[Tensor, ...]
     """As the parameters; theirs until the next slope."""
+
+    def plus(self, factor: float, term: Slope) -> Slope:
+        """That of the loss and `factor` times a term's."""
+        grads = tuple(g + factor * more for g, more in zip(self.grads, term.grads, strict=True))
+        return Slope(self.loss + factor * term.loss, self.told, grads)
 
 
 @dataclass(frozen=True)
@@ -269,36 +275,44 @@ class Engine:
         *,
         norm: Literal["l1", "l2"] = "l2",
         squared: bool = False,
+        scale: float | Tensor = 1.0,
         eps: float = 1e-2,
         train: bool = False,
     ) -> Slope:
-        """R = mean_b ‖d_b‖ for d_b = Σ_i s_i ∇_x ℓ_b(x_i), and its gradients for `parameters`: by first-order passes.
+        """R = mean_b ‖d_b‖ for d_b = scale · Σ_i s_i ∇_x ℓ_b(x_i), and its gradients for `parameters`: by first-order
+        passes. With the network's `normalize.std` (3,1,1) as `scale` the gradients are those of normalised images.
 
-        `terms`: (s_i, x_i (B,3,H,W)): of RACL and DSRNA one, of AdvRush two (+1 shifted, -1 as it is). With u_b the
-        slope of the norm at d_b, held fixed, ∇R = ∇ mean_b Σ_i s_i (ℓ_b(x_i + εu_b) - ℓ_b(x_i - εu_b)) / 2ε, as ε
-        becomes small up to kinks (docs/decisions/022). `eps` is a length in pixel values (l2: of the image's whole
-        shift, l1: of each pixel's). BN's running statistics stay as they are. Tells R.
+        `terms`: (s_i, x_i (B,3,H,W)): of RACL and DSRNA one, of AdvRush two (+1 shifted, -1 as it is). With v_b the
+        slope of the norm at d_b, times scale, held fixed,
+            ∇R = ∇ mean_b Σ_i s_i (ℓ_b(x_i + εv_b) - ℓ_b(x_i - εv_b)) / 2ε
+        as ε becomes small, up to kinks (docs/decisions/022). `eps` is a length in pixel values, or in what `scale`
+        makes of them (l2: of the image's whole shift, l1: of each pixel's). BN's running statistics stay as they are.
+        Tells R.
         """
         parameters = list(parameters)
-        d = sum(s * self._input_gradient(loss, x, y, noise, train) for s, x in terms)
+        d = scale * sum(s * self.input_gradient(loss, x, y, noise, train) for s, x in terms)
         assert isinstance(d, Tensor), "there are terms"
         size = d.flatten(1).norm(p=1 if norm == "l1" else 2, dim=1)
-        u = d.sign() if norm == "l1" else d / size.clamp_min(1e-30).view(-1, 1, 1, 1)
+        v = scale * (d.sign() if norm == "l1" else d / size.clamp_min(1e-30).view(-1, 1, 1, 1))
         of_each = (2 * size if squared else torch.ones_like(size)) / (2 * eps * len(y))
-        passes = [(t * s * of_each, x + t * eps * u) for s, x in terms for t in (1, -1)]
+        passes = [(t * s * of_each, x + t * eps * v) for s, x in terms for t in (1, -1)]
         if not train:  # images do not know of each other: one pass for all
             passes = [(torch.cat([c for c, _ in passes]), torch.cat([x for _, x in passes]))]
         grads = [torch.zeros_like(p) for p in parameters]
         with buffers_kept(self.net):
             for c, x in passes:
                 inputs = x, y.repeat(len(x) // len(y)), c, *noise
+                self.moved(len(x) // len(y) - 1)  # the slope is one more
                 slope = self.slope(Weighted(loss), inputs, parameters, train=train)
                 grads = [g + more for g, more in zip(grads, slope.grads, strict=True)]
         value = (size.square() if squared else size).mean()
         return Slope(value, value, tuple(grads))
 
-    def _input_gradient(self, loss: ImageLoss, x: Tensor, y: Tensor, noise: Sequence[Tensor], train: bool) -> Tensor:
+    def input_gradient(
+        self, loss: ImageLoss, x: Tensor, y: Tensor, noise: Sequence[Tensor] = (), train: bool = False
+    ) -> Tensor:
         """(B,3,H,W), of the sum of the images' losses."""
+        self.moved(1)
         x = x.detach().requires_grad_()
         self.net.train(train)
         with differentiating_only((), self.net), buffers_kept(self.net):
