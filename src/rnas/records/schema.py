@@ -215,9 +215,11 @@ class Warned(Record):
 class Candidate(Record):
     """An event "candidate": one of the architectures that a search by samples compares."""
 
+    round: str
+    """Of the phase: which comparison of candidates this is."""
     number: Count
-    score: float | None = None
-    """Higher is better; None for what is not good enough to be scored."""
+    score: float
+    """Higher is better."""
     candidate: Any = None
 
 
