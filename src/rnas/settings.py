@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, cast, get_args, get_origin, get_type_hints
 
 from tyro.conf import Positional, arg
 from tyro.constructors import PrimitiveConstructorSpec
@@ -229,8 +229,18 @@ class Search:
     """Largest norm of the weights' gradient."""
     monitor: int = 256
     """Images of each half on which accuracies and F are measured after every epoch."""
+    max_params: Count = None
+    """Most parameters of a network that is trained of the found cells."""
+    max_macs: Count = None
+    """Most multiply-accumulates of that network for one image."""
+    target_cells: int = 20
+    """Cells of that network, for --max-params and --max-macs."""
+    target_channels: int = 36
+    """Channels of its first cell."""
     seed: int = 0
     """Seed of all random numbers: the same seed gives the same run."""
+    seeds: Count = None
+    """Make N searches with seeds from --seed on, in OUT/seed-0 and so on, and compare them in OUT/seeds.json."""
     device: Device = "auto"
     """Where to compute: auto takes a GPU if there is one."""
     precision: Precision = "auto"
@@ -240,11 +250,16 @@ class Search:
     resume: Flag = False
     """Continue the run in this folder (or start it, if there is none). --resume RUN alone takes the settings of RUN."""
 
+    fewest_epochs: ClassVar[int] = 1
+    """0 for a method that can do without a supernet."""
+
     def __post_init__(self) -> None:
         _take_paths(self, "out")
         _check_seed(self.seed)
+        _check_seed(self.seed + (self.seeds or 1) - 1)
         _check_clip(self.clip)
-        at_least(self, 1, "epochs", "batch_size", "monitor")
+        at_least(self, self.fewest_epochs, "epochs")
+        at_least(self, 1, "batch_size", "monitor", "max_params", "max_macs", "target_cells", "target_channels", "seeds")
         _check_share("momentum", self.momentum)
         at_least(self, 0, "lr", "lr_min", "weight_decay")
 
@@ -636,7 +651,7 @@ class Export:
 
 # Where, when and in how much memory a run happens does not make it another run. What precision it computes in does, and
 # is among the facts of search and training (`Run.open`), because `auto` is no precision.
-NOT_IDENTITY = ("out", "resume", "device", "save_memory", "precision", "yes")
+NOT_IDENTITY = ("out", "resume", "device", "save_memory", "precision", "yes", "seeds")
 
 
 def identity(settings: Any) -> dict[str, Any]:

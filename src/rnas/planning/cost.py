@@ -126,12 +126,13 @@ def train_seconds(step: Train, about: Facts, speed: Speed) -> float:
 
 
 def search_seconds(step: Search, about: Facts, speed: Speed) -> float:
-    """Seconds of a search, by what its method says of an epoch."""
+    """Seconds of a search, by what its method says of an epoch and of choosing at the end."""
     method = load(step.method).method
     attack = step.perturbation.attack_steps * speed.gradient
     iterations = about.train / (1 if method.data == "all" else 2) / step.batch_size
-    epochs = [method.cost(step, epoch, iterations) for epoch in range(1, step.epochs + 1)]
-    images = step.batch_size * sum(e.attacks * attack + e.passes * speed.weights for e in epochs)
+    costs = [method.cost(step, epoch, iterations) for epoch in range(1, step.epochs + 1)]
+    costs.append(method.cost_of_choosing(step, iterations))
+    images = step.batch_size * sum(c.attacks * attack + c.passes * speed.weights for c in costs)
     watching = 2 * step.monitor * (attack + 2 * speed.gradient)
     return images + step.epochs * watching
 
