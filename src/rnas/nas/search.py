@@ -29,6 +29,7 @@ from rnas.nas.engine import WEIGHTS_DRAWN, Batch, Engine, Halves, Measured
 from rnas.nas.methods import load
 from rnas.nas.methods.base import Method
 from rnas.nas.progress import Progress
+from rnas.nas.sizes import limits_of
 from rnas.nets.derived import check_image_size
 from rnas.nets.space import Shape, Weights
 from rnas.records.arrays import write_arrays
@@ -137,6 +138,7 @@ def search(
     check_image_size(data.image_size, 8, 4, "the supernet")
     images = _images(settings, data, method, device)
     engine = Engine(method(settings), training_attack(settings.perturbation, data), images, console)
+    engine.method.limits = limits_of(settings, len(data.classes), data.image_size)
     state = State(engine, data)
     state.build(engine.method.shape(1), 1)
 
@@ -157,7 +159,7 @@ def _search(state: State, run: Run, console: Console, announce: Callable[[Datase
     else:
         state.restore(saved)
     run.rewind(state.epoch)
-    if state.epoch == settings.epochs:
+    if saved is not None and (run.folder / GENOTYPE).exists():
         console.say(f"the search in {run.folder} is finished: nothing is left to do")
     elif saved is not None:
         console.say(f"search: going on after epoch {state.epoch} of {settings.epochs}")
@@ -173,8 +175,10 @@ def _search(state: State, run: Run, console: Console, announce: Callable[[Datase
             state.save(run)
             line = _line(event, settings.epochs) + engine.method.told(event)
             console.say(f"{line}, {event['seconds']:.1f} s{progress.left()}")
-    _warn(run, engine.method, console)
-    _say_if_at_chance(run.folder, console)
+    engine.progress = None
+    if settings.epochs > 0:
+        _warn(run, engine.method, console)
+        _say_if_at_chance(run.folder, console)
     architecture = engine.method.choose(engine)
     forget(engine.net)
     _save_arrays(run.folder, settings, state)
@@ -321,7 +325,8 @@ def _save_arrays(folder: Path, settings: Search, state: State) -> None:
     weights for each cell cell0, cell1, ...; and alphas.npz of a method whose weights are a softmax."""
     operations = np.array(settings.space.operations)
     for name, history in ((STRENGTHS, state.strengths), (ALPHAS, state.alphas)):
-        kinds = ["normal", "reduce"] if len(history[0]) == 2 else [f"cell{i}" for i in range(len(history[0]))]
+        per_cell = state.engine.net.shape.per_cell
+        kinds = [f"cell{i}" for i in range(len(history[0]))] if per_cell else ["normal", "reduce"][: len(history[0])]
         courses = {k: np.stack([point[i].numpy() for point in history]) for i, k in enumerate(kinds)}
         if courses:
             write_arrays(folder / name, {**courses, "operations": operations})

@@ -175,7 +175,8 @@ def check_free(folder: Path, wanted: dict[str, Any], resume: bool) -> None:
 
 def differences(found: Record, wanted: Record) -> dict[str, str]:
     """What tells the run `found` from the run `wanted`: each setting, and how it differs, for people."""
-    found = {"precision": "fp32", "lr_min": 0.0, **found}  # what there was before they could be chosen
+    as_ever = {"precision": "fp32", "lr_min": 0.0, "target_cells": 20, "target_channels": 36}  # before one could choose
+    found = {**as_ever, **found}
     return {k: _change(k, found.get(k), v) for k, v in wanted.items() if found.get(k) != v}
 
 
@@ -218,7 +219,7 @@ def read_log(folder: Path) -> list[Record]:
     """The events of a run, in order. A line cut off by a kill at the end of the file is left out.
 
     RnasError, naming file and line, unless every line is an object as it was written (lines of earlier versions have
-    no checksum), its numbers are finite, and the epochs are 1, 2, 3 and so on.
+    no checksum), its numbers are finite, the epochs are 1, 2, 3 and so on, and a candidate has its number and score.
     """
     path = folder / LOG
     if not path.exists():
@@ -235,8 +236,16 @@ def read_log(folder: Path) -> list[Record]:
                 raise RnasError(f"{where} is an epoch without a number: the log is damaged")
             if event["epoch"] != epochs:
                 raise RnasError(f"{where} is epoch {event['epoch']} where epoch {epochs} belongs: the log is damaged")
+        if event.get("event") == "candidate" and not _is_scored(event):
+            raise RnasError(f"{where} is a candidate without its round, number or score: the log is damaged")
         events.append(event)
     return events
+
+
+def _is_scored(event: Record) -> bool:
+    """Whether the line of a candidate says which it is, and how good."""
+    kinds: dict[str, tuple[type, ...]] = {"round": (str,), "number": (int,), "score": (int, float)}
+    return all(type(event.get(key)) in types for key, types in kinds.items())
 
 
 def _event(line: str, where: str) -> Record:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from rnas.errors import RnasError
 from rnas.files import read_json
-from rnas.genotype import CellCodes, Genotype, architecture_from_json
+from rnas.genotype import Architecture, architecture_from_json
 from rnas.records.arrays import read_arrays
 from rnas.records.evaluations import Kept, in_folder, is_of, read_all
 from rnas.records.folder import read_log
@@ -46,7 +46,7 @@ class Part:
 class SearchPart(Part):
     """A search: the architecture that it found or has reached, and how much of each operation after every epoch."""
 
-    genotype: Genotype | None = None
+    genotype: Architecture | None = None
     finished: bool = False
     strengths: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     """normal, reduce (or cell0, cell1, ...): (epochs + 1, edges, operations), the first at the start; 0: pruned."""
@@ -70,7 +70,7 @@ class NetworkPart(Part):
     """A network: how it was trained, and how it stood up to attack."""
 
     model: Record = field(default_factory=dict)
-    genotype: Genotype | CellCodes | None = None
+    genotype: Architecture | None = None
     kept: tuple[Kept, ...] = ()
     """Its evaluations, the best founded first."""
     shown: str = ""
@@ -205,9 +205,9 @@ def _search(name: str, folder: Path) -> SearchPart:
     common = _common(name, folder, finished)
     genotype = None
     if finished:
-        genotype = Genotype.load(path)
+        genotype = architecture_from_json(read_json(path), str(path))
     elif common["epochs"] and common["epochs"][-1].get("genotype") is not None:
-        genotype = Genotype.from_json(common["epochs"][-1]["genotype"], str(folder / LOG))
+        genotype = architecture_from_json(common["epochs"][-1]["genotype"], str(folder / LOG))
     strengths, operations = _strengths(folder)
     return SearchPart(**common, genotype=genotype, finished=finished, strengths=strengths, operations=operations)
 
