@@ -222,12 +222,17 @@ def _run(command: Any) -> None:
             run(command, Console())
         case Search():
             from rnas.nas.search import search
+            from rnas.nas.seeds import search_seeds
             from rnas.planning.forecast import announce_search
 
             console = Console()
-            search(command, console, announce=partial(announce_search, command, console))
-            data = f" --data {shlex.quote(command.source.data)}"
-            console.say(f"wrote {command.out}/genotype.json\nnext: rnas train {_word(command.out)}{data} --out RUN")
+            if command.seeds is not None:
+                told = search_seeds(command, console, lambda one: partial(announce_search, one, console))
+                console.say(f"{told}\nwrote {command.out}/seeds.json\nnext: rnas report {_word(command.out)}")
+                return
+            found = search(command, console, announce=partial(announce_search, command, console))
+            options = f" --data {shlex.quote(command.source.data)}{f' --cells {found.depth}' if found.depth else ''}"
+            console.say(f"wrote {command.out}/genotype.json\nnext: rnas train {_word(command.out)}{options} --out RUN")
         case Train():
             from rnas.planning.forecast import announce_train
             from rnas.training.train import train

@@ -9,6 +9,8 @@ processes in."""
 
 GENOTYPE, ALPHAS, STRENGTHS = "genotype.json", "alphas.npz", "strengths.npz"
 """Of a search: what it found, and the course of α and of how much there was of each operation."""
+SEEDS = "seeds.json"
+"""Of searches that differ in their seed alone: what they found, compared."""
 WEIGHTS, META = "model.safetensors", "model.json"
 """Of a training: the weights, and how to build the network that they are for."""
 MODEL = "model.onnx"
