@@ -5,8 +5,9 @@ of the operations besides `none`, all alike likely: 1,037,664,180 cells of 4 nod
 the law of a discretised random α. One draw says little: `--seeds N`, and the mean and the spread over them.
 
 With epochs, weight sharing (Li and Talwalkar, UAI 2019; liamcli/randomNAS_release): each batch trains one uniform pair
-of cells, `none` among its operations; then many candidates are scored with the shared weights on a few batches, the
-best of them on the whole validation half, and the best of these is what is found.
+of cells, `none` among its operations, but not on both edges of a node, for nothing would enter it; then many candidates
+are scored with the shared weights on a few batches, the best of them on the whole validation half, and the best of
+these is what is found.
 
 Departures: training and scores are on PGD images (`--clean`: on images as they are, as published), for robust networks
 are looked for; candidates have no `none`, for an edge that a cell keeps should do something; one round of candidates at
@@ -68,9 +69,11 @@ class Random(Sampling):
 
     def expected(self) -> Tensor:
         space = self.settings.space
-        rows = [EDGES / (node + 2) for node in range(space.nodes) for _ in range(node + 2)]
-        operations = len(space.operations)
-        return torch.tensor(rows)[:, None].expand(-1, operations) / operations
+        edges = torch.tensor([EDGES / (node + 2) for node in range(space.nodes) for _ in range(node + 2)])
+        n = len(space.operations)
+        likely = {"none": 1 / (n + 1)} if "none" in space.operations else {}  # never both edges
+        others = (1 - sum(likely.values())) / (n - len(likely))
+        return edges[:, None] * torch.tensor([likely.get(name, others) for name in space.operations])
 
     def draw(self, generator: torch.Generator) -> Genotype:
         return uniform_genotype(self.settings.space, self.settings.space.operations, generator)
@@ -120,12 +123,16 @@ class Random(Sampling):
 
 
 def uniform_genotype(space: SearchSpace, operations: tuple[str, ...], generator: torch.Generator) -> Genotype:
-    """Two cells, each node with two edges from nodes before it, each with one of the operations: all alike likely."""
+    """Two cells, each node with two edges from nodes before it, each with one of the operations: all alike likely, but
+    that not both do nothing."""
 
     def node(number: int) -> tuple[tuple[str, int], ...]:
         sources = torch.randperm(number + 2, generator=generator)[:EDGES].sort().values.tolist()
-        drawn = torch.randint(len(operations), (len(sources),), generator=generator).tolist()
-        return tuple((operations[k], source) for k, source in zip(drawn, sources, strict=True))
+        while True:
+            drawn = torch.randint(len(operations), (EDGES,), generator=generator).tolist()
+            edges = tuple((operations[k], source) for k, source in zip(drawn, sources, strict=True))
+            if any(operation != "none" for operation, _ in edges):
+                return edges
 
     def cell() -> Cell:
         return Cell(tuple(node(i) for i in range(space.nodes)), tuple(range(2, space.nodes + 2)))
