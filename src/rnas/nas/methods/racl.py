@@ -24,9 +24,10 @@ the authors is known; this follows restatements of the paper that cite its numbe
   the paper has them].
 
 Departures. (i) After each step Σ_o E[α_o] = 1 on an edge and Σ_i E[β_i] = 1 at a node, by a shift of μ: else scaling
-all of them down would meet the constraint, and BN undoes that. (ii) BN's 1/σ is part of a convolution's λ, or weights would
-shrink it for nothing. (iii) Pools are not 1-Lipschitz in l2: `--pools l2` takes bounds that hold. (iv) The true bound
-is a recursion over nodes; the product is the paper's. (v) `none` lowers λ_F as it does there; its share is logged.
+all of them down would meet the constraint, and BN undoes that. (ii) BN's 1/σ is part of a convolution's λ, or weights
+would shrink it for nothing. (iii) Pools are not 1-Lipschitz in l2: `--pools l2` takes bounds that hold. (iv) The true
+bound is a recursion over nodes; the product is the paper's. (v) `none` lowers λ_F as there; its share is logged. (vi)
+‖∇_x F‖ is differentiated by first-order passes (docs/decisions/026).
 """
 
 from __future__ import annotations
@@ -173,7 +174,7 @@ class Racl(Method):
 
     @torch.no_grad()
     def decide(self, engine: Engine) -> Fields:
-        """The bound after the warm-up, or else the first epoch; the dual after each that follows; what is known of λ_F."""
+        """The bound after the warm-up or else the first epoch, the dual after those that follow; what the log tells."""
         mu, sigma = (t.item() for t in self.stretch(engine, SETTLED))
         quantile, wanted = log_quantile(mu, sigma, self.settings.confidence), Bound.parse(self.settings.lipschitz)
         if self.bound is not None:
