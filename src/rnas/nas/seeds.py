@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import reduce
 from itertools import combinations
+from operator import attrgetter
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -22,9 +22,9 @@ from rnas.settings import Search
 
 Announce = Callable[[Dataset], None]
 FIGURES = {
-    "F": ("F",),
-    "clean_accuracy": ("val", "clean_accuracy"),
-    "adversarial_accuracy": ("val", "adversarial_accuracy"),
+    "F": "F",
+    "clean_accuracy": "val.clean_accuracy",
+    "adversarial_accuracy": "val.adversarial_accuracy",
 }
 """Of the supernet on the validation half, after the last epoch."""
 
@@ -67,7 +67,7 @@ def search_seeds(settings: Search, console: Console, announce: Callable[[Search]
 def figures(folder: Path) -> dict[str, float | None]:
     """Those of a search, from its log; None where it has no epoch."""
     epochs, _ = read_events(folder, SearchEpoch)
-    return {name: reduce(getattr, keys, epochs[-1]) if epochs else None for name, keys in FIGURES.items()}
+    return {name: attrgetter(path)(epochs[-1]) if epochs else None for name, path in FIGURES.items()}
 
 
 def summary(values: list[float]) -> Summary | None:
