@@ -1,5 +1,6 @@
 """How near `Engine.input_term` comes to double backward, by the length of its shift: a small plain supernet of RACL
-after twenty steps, 64 images of 16x16 pixels. Prints cosine and ratio of lengths; `python -m benchmarks.input_gradient`."""
+after twenty steps, 64 images of 16x16 pixels. Prints cosine and ratio of lengths; `python -m
+benchmarks.input_gradient`."""
 
 from pathlib import Path
 
