@@ -110,7 +110,7 @@ def test_random_weights_are_called_untrained(tmp_path: Path, capsys: pytest.Capt
     distortion(settings, Console())
     assert "untrained: its weights are random" in capsys.readouterr().out
     measured = read_measured(tmp_path)
-    assert measured.record["trained"] is False
+    assert measured.record.trained is False
     assert "untrained" in measured.name
     assert measured.layers == ["stem", "stage1.0"]
 

@@ -203,7 +203,7 @@ def test_evaluations_that_cannot_be(
         ("settings.json", '{"seed": 0}', "does not say which images"),
         ("settings.json", "[]", "does not say which images"),
         ("settings.json", '{"source": {"data": 3}, "seed": 0, "standard": true}', "data is 3"),
-        ("evaluation.json", "without attacks", "damaged: expected an object 'attacks'"),
+        ("evaluation.json", "without attacks", "$.attacks"),
         ("masks.npz", "PK", "damaged"),
         ("masks.npz", "flipped", "damaged"),
     ],
