@@ -36,7 +36,7 @@ EDGES, BATCHES = 2, 10
 
 @dataclass(frozen=True)
 class Settings(Search):
-    """Search an architecture at random: with shared weights, or (--epochs 0) without any."""
+    """Search at random: with shared weights, or (--epochs 0) without any."""
 
     method: str = "random"
     """Search method."""
