@@ -5,8 +5,8 @@
 
 Results: results/quick-NAME.json, and results/NAME-DEVICE.json of a GPU. Each is a program of its own with more options
 (`python -m benchmarks.search_step --help`); so are `kernels.py` and `triton_kernels.py`, which count and time nothing,
-`profiled.py`, `depthwise.py`, `kept_memory.py`; and `attacks.py` and the rest of `data.py`, which take longer and need
-data.
+`profiled.py`, `depthwise.py`, `kept_memory.py`, `methods.py`, `image_cache.py`; `attacks.py` and the rest of `data.py`
+take longer and need data.
 """
 
 from __future__ import annotations

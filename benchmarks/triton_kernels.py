@@ -92,7 +92,7 @@ def written_down() -> Iterator[list[Launch]]:
 def launches_of(step: str, batch_size: int) -> list[Launch]:
     """What a step of a search launches; in the pgd step folding is left out."""
     steps = Steps("fast", batch_size, "meta", Precision())
-    with mock.patch.object(fast, "form_for", return_value=fast_triton), written_down() as launches:
+    with mock.patch.object(fast, "backend_for", return_value=fast_triton.OnTriton()), written_down() as launches:
         run = steps.prepare(step)
         launches.clear()
         run()

@@ -14,13 +14,15 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
-from rnas.methods.projection import gradients, project
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from rnas.attacks import PGD
 from rnas.data import batches, halves, load
 from rnas.genotype import Genotype
+from rnas.nas.derive import discretise
+from rnas.nas.methods.base import Alphas
+from rnas.nas.projection import project
 from rnas.nets.supernet import Supernet
 from rnas.settings import SearchSpace
 from rnas.vulnerability import network_vulnerability
@@ -46,14 +48,49 @@ class Settings:
     projection_lr: float = 0.1  # no α moves by more in one step of the projection
 
 
-def attacked(net: Supernet, attack: PGD, x: Tensor, y: Tensor) -> Tensor:
+class Network(nn.Module):
+    """The supernet together with the α that weigh its operations: images (B,3,H,W) in [0,1] to logits (B,classes)."""
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        classes: int,
+        mean: tuple[float, ...] = (0.5, 0.5, 0.5),
+        std: tuple[float, ...] = (0.25, 0.25, 0.25),
+    ):
+        """`mean` and `std` of the images' channels normalise within."""
+        super().__init__()
+        self.supernet = Supernet(space, classes, mean, std)  # θ at random
+        self.alpha = Alphas(space)  # α near 0, at random
+
+    @property
+    def thetas(self) -> list[nn.Parameter]:
+        return self.supernet.thetas
+
+    @property
+    def alphas(self) -> list[nn.Parameter]:
+        return list(self.alpha.parameters())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_cells(x)[0]
+
+    def forward_cells(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Logits (B,classes) and the output of every cell."""
+        return self.supernet.forward_cells(x, self.alpha.softmax())  # Eq. 1: softmax(α) of the operations
+
+    def genotype(self) -> Genotype:
+        """§3: of each edge the operation with the largest α, of each node the two strongest edges."""
+        return discretise(self.supernet.space, *(strength.tolist() for strength in self.alpha.strengths()))
+
+
+def attacked(net: Network, attack: PGD, x: Tensor, y: Tensor) -> Tensor:
     """Adversarial images x̃ (B,3,H,W) against the network as it is used: with the running statistics of its BN."""
     net.eval()
     return attack(net, x, y)
 
 
 def weight_step(
-    net: Supernet, optimizer: torch.optim.Optimizer, attack: PGD, clip: float, x: Tensor, y: Tensor
+    net: Network, optimizer: torch.optim.Optimizer, attack: PGD, clip: float, x: Tensor, y: Tensor
 ) -> float:
     """θ descends on L_train^adv(θ, α), α fixed. Returns that loss."""
     x_adv = attacked(net, attack, x, y)
@@ -66,7 +103,7 @@ def weight_step(
     return loss.item()
 
 
-def alpha_step(net: Supernet, optimizer: torch.optim.Optimizer, attack: PGD, x: Tensor, y: Tensor) -> float:
+def alpha_step(net: Network, optimizer: torch.optim.Optimizer, attack: PGD, x: Tensor, y: Tensor) -> float:
     """α descends on L_val + L_val^adv, θ fixed. Returns that loss.
 
     That is Eq. 8; line 5 of the algorithm has L_val^adv alone (`rnas search --arch-loss adv`).
@@ -80,14 +117,14 @@ def alpha_step(net: Supernet, optimizer: torch.optim.Optimizer, attack: PGD, x: 
     return loss.item()
 
 
-def vulnerability(net: Supernet, x: Tensor, x_adv: Tensor) -> Tensor:
+def vulnerability(net: Network, x: Tensor, x_adv: Tensor) -> Tensor:
     """F(α): how far the attack distorts what the cells put out, a scalar."""
     net.train()
     clean, adversarial = net.forward_cells(x)[1], net.forward_cells(x_adv)[1]  # z and z̃ of every cell
     return network_vulnerability(clean, adversarial)  # Eq. 3 a channel, Eq. 5 a cell, Eq. 6 the network
 
 
-def measured(net: Supernet, attack: PGD, images: list[Batch]) -> float:
+def measured(net: Network, attack: PGD, images: list[Batch]) -> float:
     """F(α) on all of `images`. The running statistics of BN, which the attacks go by, stay as they were."""
     before = {name: buffer.clone() for name, buffer in net.named_buffers()}
     total, count = 0.0, 0
@@ -101,7 +138,7 @@ def measured(net: Supernet, attack: PGD, images: list[Batch]) -> float:
 
 
 def constrain(
-    net: Supernet, attack: PGD, validation: Iterator[Batch], judges: list[Batch], bound: float, steps: int, lr: float
+    net: Network, attack: PGD, validation: Iterator[Batch], judges: list[Batch], bound: float, steps: int, lr: float
 ) -> float:
     """α to the nearest α_p with F(α_p) ≤ H = `bound`, θ fixed. Returns F(α_p) on `judges`, which decide.
 
@@ -112,14 +149,14 @@ def constrain(
     def slope(scale: float) -> tuple[Tensor, tuple[Tensor, ...]]:
         x, y = next(validation)
         f = vulnerability(net, x, attacked(net, attack, x, y))
-        return f.detach(), gradients(f, net.alphas, scale)
+        return f.detach(), torch.autograd.grad(f / scale, net.alphas)
 
     found = project(net.alphas, slope, lambda: measured(net, attack, judges), bound, steps=steps, lr=lr, margin=0.1)
     return found.after
 
 
 def algorithm1(
-    net: Supernet,
+    net: Network,
     attack: PGD,
     train: Batches,
     validation: Batches,
@@ -156,7 +193,7 @@ def algorithm1(
         decay.step()
         history.append(seen)
         print(f"epoch {e:2}: " + ", ".join(f"{name} {value:.4g}" for name, value in seen.items()))
-    return net.genotype(), history  # §3: of each edge the operation with the largest α
+    return net.genotype(), history
 
 
 def forever(of: Batches, epoch: int) -> Iterator[Batch]:
@@ -180,9 +217,7 @@ def main() -> None:
     torch.manual_seed(options.seed)
     data = load("digits", limit_per_class=32, image_size=16)
     first, second = halves(data.train, options.seed)
-    net = Supernet(
-        SearchSpace(cells=3, channels=4, nodes=2), len(data.classes), *data.statistics()
-    )  # θ and α at random, line 1
+    net = Network(SearchSpace(cells=3, channels=4, nodes=2), len(data.classes), *data.statistics())
     eps = data.eps_default
     genotype, _ = algorithm1(
         net,

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -57,6 +58,14 @@ def searching(
     engine.use(net)
     engine.begin(1)
     return engine
+
+
+def drawn_by_numpy(net: nn.Module) -> None:
+    """Weights and α that are the same on every processor: torch's normal numbers differ in the eighth digit."""
+    draws = np.random.default_rng(0)
+    with torch.no_grad():
+        for p in (p for p in net.parameters() if p.dim() > 1):
+            p.copy_(torch.from_numpy(draws.uniform(-1, 1, p.shape)) * (2 / p[0].numel()) ** 0.5)
 
 
 def given(net: nn.Module) -> tuple[Weights, ...]:

@@ -290,7 +290,7 @@ def test_a_misspelt_array_is_named(tmp_path: Path, capsys: pytest.CaptureFixture
         ("train RNAS-L --out o --bacth-size 3", "--batch-size"),
         ("run --budget big", "small"),
         ("search --out", "--out"),
-        ("evaluate run --out x", "--out"),
+        ("evaluate run --epochs 3", "--epochs"),
     ],
 )
 def test_a_command_line_that_does_not_parse(

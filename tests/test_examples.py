@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from examples import algorithm1
-from rnas.methods.rnas import Rnas
+from tests.supernets import searching
 
 from rnas.attacks import PGD
-from rnas.nets.supernet import Supernet
-from rnas.settings import Search, SearchSpace
+from rnas.settings import SearchSpace
 from rnas.training.step import weight_step
 
 GOLDEN = Path(__file__).parent / "golden" / "algorithm1.json"
@@ -27,10 +26,10 @@ def images(epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         yield 0.7 * torch.rand(6, 3, 8, 8, generator=drawn, dtype=torch.float64) + 0.3 * y.view(-1, 1, 1, 1), y
 
 
-def small_search() -> tuple[Supernet, PGD]:
+def small_search() -> tuple[algorithm1.Network, PGD]:
     """Three cells, one of them normal, in float64, with an l_2 attack: its steps do not hang on the sign of a zero."""
     torch.manual_seed(0)
-    net = Supernet(SearchSpace(cells=3, channels=2, nodes=1), 2).double()
+    net = algorithm1.Network(SearchSpace(cells=3, channels=2, nodes=1), 2).double()
     return net, PGD(eps=0.5, step=0.2, steps=2, random_start=False, norm="l2")
 
 
@@ -61,7 +60,7 @@ def test_the_projection_moves_the_architecture_alone_and_below_the_bound() -> No
     drawn = algorithm1.forever(images, 1)
     assert algorithm1.constrain(net, attack, drawn, judges, bound, steps=30, lr=1.0) <= bound
     moved = {name for name, p in net.named_parameters() if not torch.equal(p, before[name])}
-    assert moved == {"alpha_normal", "alpha_reduce"}
+    assert moved == {"alpha.normal", "alpha.reduce"}
 
 
 def test_it_is_one_file_that_can_be_read_at_a_sitting() -> None:
@@ -72,16 +71,26 @@ def test_it_is_one_file_that_can_be_read_at_a_sitting() -> None:
 
 
 def with_the_librarys_steps() -> None:
+    """Let the example go by the library's steps, which have weights and α of a network of their own: the same ones."""
+
+    def engine(net, attack):
+        found = searching(net.supernet, attack)
+        found.method.alpha = net.alpha
+        return found
+
     def theta(net, optimizer, attack, clip, x, y):
-        return weight_step(net, net.thetas, optimizer, attack, x, y, clip)[0].item()
+        weights = net.alpha.softmax().detach()
+        return weight_step(net.supernet, net.thetas, optimizer, attack, x, y, clip, weights=[weights])[0].item()
 
     def alpha(net, optimizer, attack, x, y):
-        method = Rnas(net, attack, Search(out=Path()))
-        method.optimizer = optimizer
-        return method.arch_step(x, y)[0].item()
+        found = engine(net, attack)
+        found.optimiser = optimizer
+        return found.method.descend_alphas(found, x, y).loss.item()
 
-    algorithm1.weight_step, algorithm1.alpha_step = theta, alpha
-    algorithm1.measured = lambda net, attack, of: Rnas(net, attack, Search(out=Path())).measure(of).vulnerability
+    def measured(net, attack, images):
+        return engine(net, attack).measure(images).vulnerability
+
+    algorithm1.weight_step, algorithm1.alpha_step, algorithm1.measured = theta, alpha, measured
 
 
 if __name__ == "__main__":

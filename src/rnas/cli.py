@@ -192,14 +192,10 @@ def _flag(argument: str) -> str:
 
 def _check_flags(arguments: Sequence[str], search: type[Search]) -> None:
     """RnasError for a flag of another search method."""
-    from rnas.nas.methods import flags, which_have
+    from rnas.nas.methods import check_has
 
-    for flag in map(_flag, arguments):
-        having = which_have(flag) if flag and flag not in flags(search) else []
-        if having:
-            raise RnasError(
-                f"--{flag.replace('_', '-')} is not a setting of method {search.method}, but of {', '.join(having)}"
-            )
+    for flag in filter(None, map(_flag, arguments)):
+        check_has(search, flag)
 
 
 def _at_home(value: Any) -> Any:
@@ -222,12 +218,17 @@ def _run(command: Any) -> None:
             run(command, Console())
         case Search():
             from rnas.nas.search import search
+            from rnas.nas.seeds import search_seeds
             from rnas.planning.forecast import announce_search
 
             console = Console()
-            search(command, console, announce=partial(announce_search, command, console))
-            data = f" --data {shlex.quote(command.source.data)}"
-            console.say(f"wrote {command.out}/genotype.json\nnext: rnas train {_word(command.out)}{data} --out RUN")
+            if command.seeds is not None:
+                told = search_seeds(command, console, lambda one: partial(announce_search, one, console))
+                console.say(f"{told}\nwrote {command.out}/seeds.json\nnext: rnas report {_word(command.out)}")
+                return
+            found = search(command, console, announce=partial(announce_search, command, console))
+            options = f" --data {shlex.quote(command.source.data)}{f' --cells {found.depth}' if found.depth else ''}"
+            console.say(f"wrote {command.out}/genotype.json\nnext: rnas train {_word(command.out)}{options} --out RUN")
         case Train():
             from rnas.planning.forecast import announce_train
             from rnas.training.train import train
@@ -283,10 +284,11 @@ def _run(command: Any) -> None:
             from rnas.deploy.export import check_target, export
             from rnas.evaluation.evaluate import model_folder
             from rnas.nets.saved import load_model
+            from rnas.records.codec import encode
 
             check_target(command.format, command.out)
             model, meta = load_model(model_folder(command.run))
-            difference = export(model, meta, command.format, command.out, tuple(meta["image_size"]))
+            difference = export(model, encode(meta), command.format, command.out, meta.image_size)
             print(f"wrote {command.out}; its logits differ from the network's by {difference:.1e} at most")
 
 

@@ -171,6 +171,22 @@ class CellCodes:
 Architecture = Genotype | CellCodes
 
 
+def choices(architecture: Architecture) -> set[tuple[str | int, int, Edge]]:
+    """What was chosen: (cell, node, edge), the cells normal and reduce, or their numbers."""
+    cells: dict[str | int, Cell]
+    if isinstance(architecture, Genotype):
+        cells = {"normal": architecture.normal, "reduce": architecture.reduce}
+    else:
+        cells = {i: architecture.cell(i, False) for i in range(len(architecture.codes))}
+    return {(name, i + 2, edge) for name, cell in cells.items() for i, edges in enumerate(cell.nodes) for edge in edges}
+
+
+def agreement(one: Architecture, other: Architecture) -> float:
+    """The share of choices of edges and operations that two architectures have in common: 2|A ∩ B| / (|A| + |B|)."""
+    a, b = choices(one), choices(other)
+    return 2 * len(a & b) / (len(a) + len(b))
+
+
 def architecture_from_json(value: Any, where: str = "genotype") -> Architecture:
     """A `Genotype` or, where the object has codes, `CellCodes`. RnasError, naming `where`, if `value` is neither."""
     form = CellCodes if isinstance(value, dict) and "codes" in value else Genotype

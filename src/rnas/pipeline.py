@@ -12,14 +12,16 @@ from rnas.data.sources import load_data
 from rnas.deploy.export import check_target, export
 from rnas.errors import RnasError
 from rnas.evaluation.evaluate import check_attacks, evaluate_run, holds
+from rnas.nas.methods.rnas import Settings
 from rnas.nas.search import search
 from rnas.nets.derived import check_image_size
 from rnas.nets.saved import load_model
 from rnas.planning import fit
 from rnas.planning.budgets import Budget, is_fitted, plan, work
 from rnas.records import layout
+from rnas.records.codec import encode
 from rnas.records.folder import Run as Folder
-from rnas.records.layout import GENOTYPE, MODEL
+from rnas.records.layout import GENOTYPE, META, MODEL, REPORT
 from rnas.report import write_report
 from rnas.settings import Run
 from rnas.training.train import train
@@ -49,7 +51,7 @@ def run(settings: Run, console: Console | None = None) -> Path:
         budget = plan(settings, len(data.train))
         console.say(f"run: {work(budget)}")
     else:
-        budget = plan(settings, len(data.train), choice.changes(settings.eps or data.eps_default))
+        budget = plan(settings, len(data.train), choice.budget(settings.eps or data.eps_default))
         console.say(fit.describe(choice, budget, settings.minutes, kept))
     device, facts = hardware(choose_device(settings.device)), {"precision": choose_precision(settings.precision).name}
     with Folder.open(out, settings, resume=settings.resume, device=device, facts=facts):
@@ -60,11 +62,13 @@ def run(settings: Run, console: Console | None = None) -> Path:
             return _work(budget, out, console, missing, None if kept else float(choice.seconds))
 
 
-def _work(budget: Budget, out: Path, console: Console, missing: str | None, seconds: float | None = None) -> Path:
+def _work(
+    budget: Budget[Settings], out: Path, console: Console, missing: str | None, seconds: float | None = None
+) -> Path:
     """What is not done yet of a run in `out`; the path of the report. `missing` says why there can be no ONNX file,
     `seconds` how long the whole should take."""
     started, steps = time.perf_counter(), 2 + 2 * len(budget.trainings)
-    report, exported = out / "report.html", out / MODEL
+    report, exported = out / REPORT, out / MODEL
     evaluations = {name: replace(budget.evaluate, run=out / name) for name in budget.trainings}
     if all(map(holds, evaluations.values())) and report.exists() and (exported.exists() or missing is not None):
         console.say(f"the run in {out} is finished: nothing is left to do\nreport: {report}")
@@ -79,7 +83,7 @@ def _work(budget: Budget, out: Path, console: Console, missing: str | None, seco
         begin(1, "search")
         search(budget.search, console)
     for k, (name, job) in enumerate(budget.trainings.items()):
-        if not (out / name / "model.json").exists():
+        if not (out / name / META).exists():
             begin(2 + 2 * k, f"training of {name}")
             train(job, console)
         if not holds(evaluations[name]):
@@ -90,7 +94,7 @@ def _work(budget: Budget, out: Path, console: Console, missing: str | None, seco
     console.say(f"report: {report}")
     if missing is None:
         model, meta = load_model(out / "train")
-        export(model, meta, "onnx", exported, tuple(meta["image_size"]))
+        export(model, encode(meta), "onnx", exported, meta.image_size)
         console.say(f"model: {exported}")
     else:
         console.say(f"model: {out / 'train'}; {missing}, then: rnas export {out} --out {exported}")

@@ -6,10 +6,10 @@ Each command is a frozen dataclass: its fields are the flags of the command line
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, cast, get_args, get_origin, get_type_hints
 
 from tyro.conf import Positional, arg
 from tyro.constructors import PrimitiveConstructorSpec
@@ -61,7 +61,7 @@ def at_least(settings: Any, low: float, *names: str) -> None:
     """RnasError unless each of the `names` of `settings` is None, or finite and `low` or more."""
     for name in names:
         value = getattr(settings, name)
-        if value is not None and not (math.isfinite(value) and value >= low):
+        if value is not None and not low <= value < math.inf:
             finite = "" if math.isfinite(value) else "a finite number, "
             raise RnasError(f"{name.replace('_', '-')} is {value}: expected {finite}{low:g} or more")
 
@@ -199,11 +199,11 @@ class Bound:
 
 @dataclass(frozen=True)
 class Search:
-    """Search an architecture. What all methods share; each has defaults and settings of its own in its file.
+    """Search an architecture; --method NAME --help shows the settings of a method.
 
     For example:
         rnas search --data cifar10 --bound 0.5x --out runs/s
-        rnas search --method darts --data photos/ --image-size 32 --epochs 20 --out runs/s
+        rnas search --method darts --data photos/ --image-size 32 --out runs/s
     """
 
     out: Path
@@ -229,8 +229,18 @@ class Search:
     """Largest norm of the weights' gradient."""
     monitor: int = 256
     """Images of each half on which accuracies and F are measured after every epoch."""
+    max_params: Count = None
+    """Most parameters of a network that is trained of the found cells."""
+    max_macs: Count = None
+    """Most multiply-accumulates of that network for one image."""
+    target_cells: int = 20
+    """Cells of that network, for --max-params and --max-macs."""
+    target_channels: int = 36
+    """Channels of its first cell."""
     seed: int = 0
     """Seed of all random numbers: the same seed gives the same run."""
+    seeds: Count = None
+    """Make N searches with seeds from --seed on, in OUT/seed-0 and so on, and compare them in OUT/seeds.json."""
     device: Device = "auto"
     """Where to compute: auto takes a GPU if there is one."""
     precision: Precision = "auto"
@@ -240,11 +250,16 @@ class Search:
     resume: Flag = False
     """Continue the run in this folder (or start it, if there is none). --resume RUN alone takes the settings of RUN."""
 
+    fewest_epochs: ClassVar[int] = 1
+    """0 for a method that can do without a supernet."""
+
     def __post_init__(self) -> None:
         _take_paths(self, "out")
         _check_seed(self.seed)
+        _check_seed(self.seed + (self.seeds or 1) - 1)
         _check_clip(self.clip)
-        at_least(self, 1, "epochs", "batch_size", "monitor")
+        at_least(self, self.fewest_epochs, "epochs")
+        at_least(self, 1, "batch_size", "monitor", "max_params", "max_macs", "target_cells", "target_channels", "seeds")
         _check_share("momentum", self.momentum)
         at_least(self, 0, "lr", "lr_min", "weight_decay")
 
@@ -352,7 +367,7 @@ class Evaluate:
     """Where to compute: auto takes a GPU if there is one."""
     resume: Flag = False
     """Continue an evaluation that was cut off."""
-    out: Path | None = None
+    out: Folder = None
     """Folder for the results, by default the run's: for runs that one may only read."""
 
     def __post_init__(self) -> None:
@@ -636,7 +651,7 @@ class Export:
 
 # Where, when and in how much memory a run happens does not make it another run. What precision it computes in does, and
 # is among the facts of search and training (`Run.open`), because `auto` is no precision.
-NOT_IDENTITY = ("out", "resume", "device", "save_memory", "precision", "yes")
+NOT_IDENTITY = ("out", "resume", "device", "save_memory", "precision", "yes", "seeds")
 
 
 def identity(settings: Any) -> dict[str, Any]:
@@ -664,7 +679,7 @@ def _typed(annotation: Any, value: Any, name: str) -> Any:
     """`value`, from JSON, as what a field of the type `annotation` holds."""
     if is_dataclass(annotation) and isinstance(value, dict):
         return from_json(cast("type[Any]", annotation), value)
-    kinds = set(get_args(annotation) or (annotation,))
+    kinds = _kinds(annotation)
     if value is None and type(None) in kinds:
         return None
     if get_origin(annotation) is Literal:
@@ -672,12 +687,77 @@ def _typed(annotation: Any, value: Any, name: str) -> Any:
     elif Path in kinds:
         return Path(value)
     elif isinstance(value, list):
-        return tuple(value)
+        value, fits = tuple(value), _holds_names(kinds) and all(isinstance(v, str) for v in value)
     else:
         fits = type(value) in kinds or (type(value) is int and float in kinds)
     if not fits:
         raise ValueError(f"{name} is {value!r}")
     return value
+
+
+def _kinds(annotation: Any) -> tuple[Any, ...]:
+    """The types, or the values, that a field of the type `annotation` may have."""
+    return (annotation,) if get_origin(annotation) is tuple else get_args(annotation) or (annotation,)
+
+
+def _holds_names(kinds: tuple[Any, ...]) -> bool:
+    return any(get_origin(kind) is tuple for kind in kinds)
+
+
+def flag_names(kind: type[Any]) -> list[str]:
+    """The names of all settings of the class `kind`, those within settings too."""
+    hints, names = get_type_hints(kind), []
+    for f in fields(kind):
+        names += flag_names(hints[f.name]) if is_dataclass(hints[f.name]) else [f.name]
+    return names
+
+
+def from_flags(kind: type[Any], given: Mapping[str, Any]) -> Any:
+    """The settings of the class `kind` that Python's keyword arguments `given` spell out: named as the flags, with
+    numbers as numbers or as on the command line ("8/255"). RnasError for a name or a value that cannot be."""
+    check_known(given, flag_names(kind))
+    return _of_flags(kind, given)
+
+
+def check_known(given: Iterable[str], known: Sequence[str]) -> None:
+    """RnasError, with the nearest names, for a setting that is not among the `known`."""
+    for name in given:
+        if name not in known:
+            raise unknown("setting", name, known)
+
+
+def _of_flags(kind: type[Any], given: Mapping[str, Any]) -> Any:
+    values = {}
+    for name, annotation in get_type_hints(kind).items():
+        if is_dataclass(annotation):
+            values[name] = _of_flags(cast("type[Any]", annotation), given)
+        elif name in given:
+            try:
+                values[name] = _typed(annotation, _as_written(annotation, given[name]), name)
+            except (TypeError, ValueError) as e:
+                raise RnasError(f"{name.replace('_', '-')} is {given[name]!r}: expected {_expected(annotation)}") from e
+    return kind(**values)
+
+
+def _as_written(annotation: Any, value: Any) -> Any:
+    """`value` as JSON would have it: names may be given as paths, bounds as numbers, numbers as fractions."""
+    kinds = _kinds(annotation)
+    if isinstance(value, str) and float in kinds:
+        return parse_fraction(value)
+    if type(value) in (int, float) and str in kinds:
+        return f"{value:g}"
+    if isinstance(value, tuple):
+        return list(value)
+    return str(value) if isinstance(value, Path) else value
+
+
+def _expected(annotation: Any) -> str:
+    """What a field of the type `annotation` takes, for people."""
+    kinds = _kinds(annotation)
+    if get_origin(annotation) is Literal:
+        return " or ".join(map(repr, kinds))
+    words = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", Path: "a path"}
+    return "a list of names" if _holds_names(kinds) else next(words[kind] for kind in words if kind in kinds)
 
 
 def flags(settings: Any) -> list[str]:

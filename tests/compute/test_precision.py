@@ -27,6 +27,7 @@ from rnas.fast.supernet import FastCell, FastSupernet
 from rnas.genotype import OPERATIONS
 from rnas.nas.search import search
 from rnas.nets.derived import DerivedNetwork
+from rnas.nets.space import CellWeights, Shape
 from rnas.nets.supernet import Supernet, SupernetCell
 from rnas.nets.zoo import build
 from rnas.settings import Perturbation, SearchSpace, Source
@@ -97,14 +98,16 @@ def test_one_cell_in_bfloat16(reduction: bool, train: bool, operations: tuple[st
     """Where no depth magnifies the rounding: outputs to half a per cent, running statistics to a thousandth."""
     space = SearchSpace(nodes=1, operations=operations)
     torch.manual_seed(3)
-    plain = SupernetCell(space, 6, 8, 8, reduction, False).train(train)
-    fast = FastCell(space, 6, 8, 8, reduction, False).train(train)
+    plain = SupernetCell(Shape(space), 6, 8, 8, reduction, False).train(train)
+    fast = FastCell(Shape(space), 6, 8, 8, reduction, False).train(train)
     fast.load_state_dict(plain.state_dict())
     weights = torch.rand(space.edges, len(space.operations))
     x = torch.randn(8, 14, 8, 8)
     results = []
     for cell, precision in ((plain, FP32), (fast, BF16)):
-        results.append(passed(lambda x, cell=cell: (cell(x[:, :6], x[:, 6:], weights), []), cell, x, precision))
+        results.append(
+            passed(lambda x, cell=cell: (cell(x[:, :6], x[:, 6:], CellWeights(weights)), []), cell, x, precision)
+        )
     for expected, ours, tolerance in zip(*results, (0.01, 1e-3, 0.12), strict=True):
         assert off(expected, ours) < tolerance
 

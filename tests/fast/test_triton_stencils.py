@@ -179,8 +179,8 @@ def test_a_supernet(train: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.rand(2, 3, 8, 8, device=DEVICE).requires_grad_()
     state = {name: value.clone() for name, value in net.state_dict().items()}
     found = []
-    for form in (fast_gpu, fast_triton):
-        monkeypatch.setattr(fast, "form_for", lambda weights, train=False, form=form: form)
+    for backend in (fast_gpu.OnGpu(), fast_triton.OnTriton()):
+        monkeypatch.setattr(fast, "backend_for", lambda x, train=False, recorded=False, backend=backend: backend)
         net.load_state_dict(state)
         logits = net(x, weights(net)) if train else net.frozen_view(weights(net))(x)
         wanted = [x, *net.thetas, *alphas(net)] if train else [x]

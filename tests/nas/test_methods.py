@@ -230,12 +230,15 @@ def test_darts_losses_are_those_recorded(order: int, adversarial: bool) -> None:
 
 # --- every method
 
+QUICK = {"rnas": {"warmup": 0}, "robnet": {"candidates": 2, "finetune": 1}, "random": {"candidates": 2}}
+"""What of a method's settings makes a small search of it."""
+
 
 @pytest.mark.parametrize("name", names())
 def test_one_epoch_of_every_method(name: str, tmp_path: Path) -> None:
     """The same files and the same fields, whatever the method."""
     found = load(name)
-    architecture = search(found.settings(out=tmp_path, epochs=1, **({"warmup": 0} if name == "rnas" else {}), **SMALL))
+    architecture = search(found.settings(out=tmp_path, epochs=1, **QUICK.get(name, {}), **SMALL))
     assert architecture.to_json() == json.loads((tmp_path / "genotype.json").read_text())
     event = next(e for e in read_log(tmp_path) if e["event"] == "epoch")
     assert event["genotype"] is not None
@@ -250,7 +253,7 @@ def test_one_epoch_of_every_method(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [n for n in names() if n != "rnas"])
 def test_resumed_is_uninterrupted(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut off in the middle of a random step."""
-    settings = load(name).settings(out=tmp_path / "whole", epochs=3, **SMALL)
+    settings = load(name).settings(out=tmp_path / "whole", epochs=3, **QUICK.get(name, {}), **SMALL)
     search(settings)
     step, steps = 0, int(np.random.default_rng().integers(3, 6))  # of two in an epoch: after the first
     slope = Engine.slope

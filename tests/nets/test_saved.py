@@ -1,6 +1,7 @@
 """A trained network on the disk: it comes back bit for bit, and every kind of damage is explained."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from rnas import published as paper
 from rnas.errors import RnasError
 from rnas.nets import zoo
 from rnas.nets.saved import build_from_meta, load_model, save_model
+from rnas.records.codec import decode
+from rnas.records.schema import Description
 
 NAMES = [name for name, published in paper.architectures().items() if published.source]
 
@@ -33,22 +36,27 @@ def meta(arch: str, **changes: Any) -> dict[str, Any]:
     } | changes
 
 
-def trained(description: dict[str, Any]) -> nn.Module:
+def described(arch: str, **changes: Any) -> Description:
+    """The same as a record."""
+    return decode(Description, meta(arch, **changes), "model.json")
+
+
+def trained(description: Description) -> nn.Module:
     """A network whose BN statistics are no longer the initial ones."""
     torch.manual_seed(0)
     network = build_from_meta(description)
-    network(torch.rand(4, 3, *description["image_size"]))
+    network(torch.rand(4, 3, *description.image_size))
     return network
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_network_comes_back_bit_for_bit(name: str, tmp_path: Path) -> None:
-    network = trained(meta(name))
-    save_model(tmp_path / "run", network, meta(name))
+    network = trained(described(name))
+    save_model(tmp_path / "run", network, described(name))
     random_numbers = torch.get_rng_state()
-    loaded, described = load_model(tmp_path / "run")
+    loaded, found = load_model(tmp_path / "run")
     assert torch.equal(torch.get_rng_state(), random_numbers)
-    assert described == meta(name) | {"weights": described["weights"]}
+    assert found == replace(described(name), weights=found.weights)
     assert not any(m.training for m in loaded.modules())
     assert all(p.requires_grad and not p.is_meta for p in loaded.parameters())
     x = torch.rand(2, 3, 32, 32)
@@ -56,8 +64,8 @@ def test_every_network_comes_back_bit_for_bit(name: str, tmp_path: Path) -> None
 
 
 def test_a_network_is_float32_whatever_the_default_is(tmp_path: Path) -> None:
-    network = trained(meta("RNAS-L"))
-    save_model(tmp_path, network, meta("RNAS-L"))
+    network = trained(described("RNAS-L"))
+    save_model(tmp_path, network, described("RNAS-L"))
     x = torch.rand(2, 3, 32, 32)
     torch.set_default_dtype(torch.float64)
     try:
@@ -69,7 +77,7 @@ def test_a_network_is_float32_whatever_the_default_is(tmp_path: Path) -> None:
 
 
 def test_who_may_read_the_description_may_read_the_weights(tmp_path: Path) -> None:
-    description = meta("RNAS-L")
+    description = described("RNAS-L")
     save_model(tmp_path, trained(description), description)
     modes = {path.name: path.stat().st_mode for path in tmp_path.iterdir()}
     assert modes["model.safetensors"] == modes["model.json"]
@@ -77,7 +85,7 @@ def test_who_may_read_the_description_may_read_the_weights(tmp_path: Path) -> No
 
 def test_a_genotype_of_ones_own_comes_back(tmp_path: Path) -> None:
     for name in ("RNAS-L", "RobNet-large"):
-        description = meta("genotype", genotype=paper.genotype(name).to_json(), stem_stride=2, auxiliary=True)
+        description = described("genotype", genotype=paper.genotype(name).to_json(), stem_stride=2, auxiliary=True)
         network = trained(description)
         save_model(tmp_path, network, description)
         x = torch.rand(2, 3, 32, 32)
@@ -85,8 +93,8 @@ def test_a_genotype_of_ones_own_comes_back(tmp_path: Path) -> None:
 
 
 def test_saving_leaves_the_network_as_it_is(tmp_path: Path) -> None:
-    network = trained(meta("ResNet18")).to(memory_format=torch.channels_last)
-    save_model(tmp_path, network, meta("ResNet18"))
+    network = trained(described("ResNet18")).to(memory_format=torch.channels_last)
+    save_model(tmp_path, network, described("ResNet18"))
     assert network.training
     assert network.stem[0].weight.is_contiguous(memory_format=torch.channels_last)
     x = torch.rand(2, 3, 32, 32)
@@ -94,14 +102,14 @@ def test_saving_leaves_the_network_as_it_is(tmp_path: Path) -> None:
 
 
 def test_what_could_not_be_read_again_is_not_written(tmp_path: Path) -> None:
-    with pytest.raises(RnasError, match="'classes' is"):
-        save_model(tmp_path, trained(meta("ResNet18")), meta("ResNet18", classes=["cat"]))
+    with pytest.raises(RnasError, match=r"\$\.classes"):
+        save_model(tmp_path, trained(described("ResNet18")), replace(described("ResNet18"), classes=("cat",)))
     assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    save_model(tmp_path, trained(meta("RNAS-L")), meta("RNAS-L"))
+    save_model(tmp_path, trained(described("RNAS-L")), described("RNAS-L"))
     return tmp_path
 
 
@@ -109,24 +117,24 @@ def folder(tmp_path: Path) -> Path:
     ("changes", "message"),
     [
         ({"arch": "RNAS-M"}, "model.json: unknown architecture 'RNAS-M': did you mean"),
-        ({"arch": None}, "the name of an architecture as 'arch'"),
-        ({"arch": "genotype"}, "model.json: genotype is no genotype"),
+        ({"arch": None}, r"expected text at \$\.arch"),
+        ({"arch": "genotype"}, "model.json: genotype is missing"),
         ({"arch": "DSRNA"}, "DSRNA cannot be built"),
         ({"arch": "RNAS-H"}, "tensor '.*': .* another network|the network that model.json names expects"),
-        ({"classes": ["cat", "cat"]}, "'classes' is .*: expected a list of two or more class names"),
-        ({"classes": 10}, "'classes' is 10: expected"),
+        ({"classes": ["cat", "cat"]}, r"expected two or more different class names at \$\.classes"),
+        ({"classes": 10}, r"expected a list at \$\.classes"),
         ({"classes": ["a", "b"]}, r"tensor 'classifier.weight' is float32 \[3, 64\]: .* expects float32 \[2, 64\]"),
         ({"cells": 6}, "(lacks|has a foreign) tensor"),
-        ({"cells": "5"}, "'cells' is '5': expected an integer"),
+        ({"cells": "5"}, r"expected an integer at \$\.cells"),
         ({"cells": 0}, "cells is 0: expected 1 or more"),
-        ({"cells": 10**6}, "'cells' is 1000000: expected an integer, 1000 at most"),
-        ({"channels": 10**30}, "'channels' is 10*: expected an integer, 10000 at most"),
-        ({"image_size": [10**30, 32]}, r"'image_size' is .*: expected \[height, width\]"),
+        ({"cells": 10**6}, r"expected an integer up to 1000 at \$\.cells"),
+        ({"channels": 10**30}, r"expected an integer up to 10000 at \$\.channels"),
+        ({"image_size": [10**30, 32]}, r"at \$\.image_size\[0\]"),
         ({"channels": 8}, "the network that model.json names expects"),
-        ({"channels": 4.5}, "'channels' is 4.5: expected an integer"),
-        ({"mean": [0.5]}, r"'mean' is \[0.5\]: expected three numbers"),
-        ({"std": [0.2, 0, 0.2]}, "'std' is .*: expected three positive numbers"),
-        ({"image_size": 32}, r"'image_size' is 32: expected \[height, width\]"),
+        ({"channels": 4.5}, r"expected an integer at \$\.channels"),
+        ({"mean": [0.5]}, r"expected three numbers at \$\.mean"),
+        ({"std": [0.2, 0, 0.2]}, r"expected a number above 0 at \$\.std\[1\]"),
+        ({"image_size": 32}, r"expected a list at \$\.image_size"),
         ({"image_size": [30, 32]}, "image size 30 does not fit"),
     ],
 )
@@ -178,7 +186,7 @@ def test_a_description_of_an_earlier_version_says_nothing_of_the_bytes(folder: P
     description = json.loads((folder / "model.json").read_text())
     weights = description.pop("weights")
     (folder / "model.json").write_text(json.dumps(description))
-    assert load_model(folder)[1]["weights"] == weights
+    assert load_model(folder)[1].weights == weights
 
 
 def test_weights_of_another_kind_or_network_are_explained(folder: Path) -> None:

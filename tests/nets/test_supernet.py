@@ -9,7 +9,7 @@ from rnas.errors import RnasError
 from rnas.genotype import OPERATIONS
 from rnas.nas.derive import discretise
 from rnas.nets.derived import DerivedNetwork
-from rnas.nets.space import uniform
+from rnas.nets.space import Shape, uniform
 from rnas.nets.supernet import MixedOperation, Supernet
 from rnas.settings import SearchSpace
 
@@ -23,11 +23,11 @@ def test_the_papers_supernet_has_the_published_number_of_weights() -> None:
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("k", range(8))
 def test_a_one_hot_edge_is_that_operation(stride: int, k: int) -> None:
-    edge = MixedOperation(SearchSpace(), 4, stride)
+    edge = MixedOperation(Shape(SearchSpace()), False, 0, 4, stride)
     x = torch.randn(2, 4, 8, 8)
     one_hot = torch.zeros(8)
     one_hot[k] = 1
-    torch.testing.assert_close(edge.eval()(x, one_hot), edge.operations[k](x))
+    torch.testing.assert_close(edge.eval()(x, one_hot), edge.operations[str(k)](x))
 
 
 def test_every_size_is_a_parameter() -> None:

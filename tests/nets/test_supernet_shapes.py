@@ -299,3 +299,23 @@ def test_weights_taken_apart_and_put_together() -> None:
     again = weights.form.filled(weights.tensors)
     assert again == weights
     assert hash(again.form) == hash(weights.form)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
+def test_shapes_on_a_gpu(train: bool) -> None:
+    """Masks, part channels, weights of each cell, operations that are off, a dropout: as in the same form on a CPU."""
+    generator = torch.Generator().manual_seed(7)
+    space = replace(SPACE, operations=FEW)
+    shape = Shape(space, (drawn_mask(space, generator), drawn_mask(space, generator)), part=2, per_cell=True)
+    weights = drawn_weights(shape, generator, live=True)
+    plain, fast = (net.cuda().train(train) for net in pair(shape))
+    on_gpu = weights.form.filled([t.cuda() for t in weights.tensors])
+    x = torch.rand(3, 3, 8, 8, dtype=torch.float64).cuda()
+    assert torch.allclose(plain(x, on_gpu), fast(x, on_gpu), atol=1e-10)
+    dropping = on_gpu._replace(dropout=torch.tensor(0.3).cuda())
+    outputs = []
+    for net in (plain, fast):
+        torch.manual_seed(8)
+        outputs.append(net(x, dropping))
+    assert torch.allclose(*outputs, atol=1e-10)

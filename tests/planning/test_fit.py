@@ -20,6 +20,7 @@ from rnas.compute.precision import Precision
 from rnas.console import Console
 from rnas.data import Dataset, Split
 from rnas.errors import RnasError
+from rnas.planning import cost
 from rnas.planning import fit as fitting
 from rnas.planning.budgets import Budget, is_fitted, plan
 from rnas.planning.cost import Speed
@@ -79,7 +80,7 @@ def test_a_slow_machine_does_the_least_that_makes_sense_and_says_so(tmp_path: Pa
     run = own(tmp_path, minutes=5)
     choice = fit(run, images(), QUIET)
     assert (choice.search_epochs, choice.train_epochs, choice.attacked) == (4, 7, 200)
-    line = describe(choice, plan(run, 2000, choice.changes(8 / 255)), run.minutes)
+    line = describe(choice, plan(run, 2000, choice.budget(8 / 255)), run.minutes)
     assert "more than the 5 asked for" in line
     assert "--image-size" in line
 
@@ -103,7 +104,7 @@ def test_what_takes_much_longer_is_not_started_unasked(slow: float, tmp_path: Pa
 def test_the_line_says_what_was_chosen_and_how_to_get_more(tmp_path: Path, machine: Machine) -> None:
     run = own(tmp_path)
     choice = fit(run, images(), QUIET)
-    line = describe(choice, plan(run, 2000, choice.changes(8 / 255)), run.minutes)
+    line = describe(choice, plan(run, 2000, choice.budget(8 / 255)), run.minutes)
     assert line.startswith(f"about {round(choice.seconds / 60)} min on this machine")
     for said in (
         f"train {choice.train_epochs} epochs",
@@ -113,7 +114,7 @@ def test_the_line_says_what_was_chosen_and_how_to_get_more(tmp_path: Path, machi
     ):
         assert said in line
     assert "\n" not in line
-    again = describe(choice, plan(run, 2000, choice.changes(8 / 255)), run.minutes, kept=True)
+    again = describe(choice, plan(run, 2000, choice.budget(8 / 255)), run.minutes, kept=True)
     assert "going on" in again
     assert "about" not in again, "how long it takes was true then"
 
@@ -132,7 +133,7 @@ def test_one_thread_is_taken_where_it_is_quicker(
         idle = fit(own(tmp_path), images(), QUIET)
         monkeypatch.setattr(fitting, "speeds", speeds)
         busy = fit(own(tmp_path), images(), QUIET)
-        line = describe(busy, plan(own(tmp_path), 2000, busy.changes(8 / 255)), None)
+        line = describe(busy, plan(own(tmp_path), 2000, busy.budget(8 / 255)), None)
         monkeypatch.setenv("OMP_NUM_THREADS", "2")
         told = fit(own(tmp_path), images(), QUIET)
         assert torch.get_num_threads() == 2
@@ -145,7 +146,7 @@ def test_large_images_are_searched_small_and_halved_at_once(tmp_path: Path, mach
     for size, side, stride in (((64, 64), 32, 2), ((32, 32), None, 1), ((16, 48), None, 1), ((36, 36), 32, 1)):
         choice = fit(own(tmp_path), images(size=size), QUIET)
         assert (choice.search_side, choice.stem_stride) == (side, stride), size
-        budget = plan(own(tmp_path), 2000, choice.changes(8 / 255))
+        budget = plan(own(tmp_path), 2000, choice.budget(8 / 255))
         assert budget.search.source.image_size == side
         assert budget.train.source.image_size is None, "the network is for the images as they are"
         assert budget.train.stem_stride == stride
@@ -168,7 +169,7 @@ def test_any_choice_can_be_planned(train: int, classes: int, speed: float, minut
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fitting, "speeds", Machine(speed).speeds)
         choice = fit(run, data, QUIET)
-    budget = plan(run, train, choice.changes(8 / 255))
+    budget = plan(run, train, choice.budget(8 / 255))
     floors = choice.train_epochs == max(2, min(100, 15_000 // train)) or choice.search_epochs == 4
     assert choice.seconds <= 60 * minutes + 1 or floors
     seen = sum(min(choice.search_per_class or train, len(range(k, train, classes))) for k in range(classes))
@@ -180,7 +181,7 @@ def test_any_choice_can_be_planned(train: int, classes: int, speed: float, minut
 def test_options_win_over_the_choice(tmp_path: Path, machine: Machine) -> None:
     run = own(tmp_path, train_epochs=3, search_epochs=2, channels=4, limit=10, attacks=("cw-l2", "square"))
     choice = fit(run, images(), QUIET)
-    budget = plan(run, 2000, choice.changes(8 / 255))
+    budget = plan(run, 2000, choice.budget(8 / 255))
     assert (budget.train.epochs, budget.search.epochs, budget.search.space.channels) == (3, 2, 4)
     assert (budget.evaluate.limit, budget.evaluate.attacks) == (10, ("cw-l2", "square"))
     assert choice.seconds < 60 * 20
@@ -193,7 +194,7 @@ def test_the_passes_that_are_timed_are_those_of_the_run(monkeypatch: pytest.Monk
         timed.append((type(net).__name__, precision.name))
         return Speed(1e-4, 4e-4)
 
-    monkeypatch.setattr(fitting, "measure", measure)
+    monkeypatch.setattr(cost, "measure", measure)
     fit(own(tmp_path, precision="bf16", save_memory=True), images(), QUIET)
     assert set(timed) == {("FastSupernet", "bf16"), ("DerivedNetwork", "bf16")}
 
@@ -201,7 +202,7 @@ def test_the_passes_that_are_timed_are_those_of_the_run(monkeypatch: pytest.Monk
 def test_the_training_attack_reaches_its_radius_in_three_steps(tmp_path: Path, machine: Machine) -> None:
     choice = fit(own(tmp_path), images(), QUIET)
     for eps in (8 / 255, 16 / 255):
-        attack = plan(own(tmp_path), 2000, choice.changes(eps)).train.perturbation
+        attack = plan(own(tmp_path), 2000, choice.budget(eps)).train.perturbation
         assert attack.step is not None
         assert attack.attack_steps * attack.step >= eps
 

@@ -10,17 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from rnas.attacks import PGD
 from rnas.cli import parse
 from rnas.console import Console
 from rnas.data import Dataset, load
 from rnas.fast.supernet import FastSupernet
+from rnas.nas.methods.rnas import Settings as Search
 from rnas.nets import zoo
 from rnas.nets.derived import DerivedNetwork
 from rnas.planning import forecast
 from rnas.planning.cost import Facts, Speed, search_seconds, train_seconds
 from rnas.planning.forecast import announce_search, announce_train
-from rnas.settings import Search, Train
+from rnas.settings import Perturbation, Train
 
 CPU = torch.device("cpu")
 
@@ -37,17 +37,16 @@ def data(monkeypatch: pytest.MonkeyPatch) -> Dataset:
     return load("digits")
 
 
-def said(settings: Search | Train, data: Dataset, attack: PGD | None = None) -> list[str]:
-    attack = attack or PGD(eps=16 / 255, step=4 / 255, steps=7)
+def said(settings: Search | Train, data: Dataset) -> list[str]:
     stream = io.StringIO()
     if isinstance(settings, Search):
-        announce_search(settings, data, attack, CPU, Console(stream))
+        announce_search(settings, Console(stream), data)
     else:
 
         def build(s: Train) -> torch.nn.Module:
             return zoo.build(s.arch, cells=s.cells, channels=s.channels)
 
-        announce_train(settings, build, data, attack, CPU, Console(stream))
+        announce_train(settings, Console(stream), build, data)
     return stream.getvalue().splitlines()
 
 
@@ -84,7 +83,8 @@ def test_a_short_run_is_one_line(data: Dataset) -> None:
 
 
 def test_a_step_larger_than_the_ball_is_told(data: Dataset) -> None:
-    lines = said(Train("SqueezeNet", Path("out"), epochs=1), data, PGD(eps=8 / 255, step=12 / 255, steps=3))
+    perturbation = Perturbation(eps=8 / 255, step=12 / 255, attack_steps=3)
+    lines = said(Train("SqueezeNet", Path("out"), epochs=1, perturbation=perturbation), data)
     assert "12/255" in lines[1]
 
 

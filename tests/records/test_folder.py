@@ -21,9 +21,10 @@ from hypothesis import strategies as st
 from rnas.cli import main, parse
 from rnas.compute import checkpoint
 from rnas.errors import RnasError
-from rnas.records.folder import Run, alone, read_log, settings_of
+from rnas.nas.methods.rnas import Settings as Search
+from rnas.records.folder import Run, alone, command_of, read_log, settings_of
 from rnas.records.layout import LOCK
-from rnas.settings import NOT_IDENTITY, Perturbation, Search, SearchSpace, Source, Train, identity
+from rnas.settings import NOT_IDENTITY, Perturbation, SearchSpace, Source, Train, identity
 from rnas.settings import Run as Pipeline
 
 HOLDING = """
@@ -182,7 +183,7 @@ def test_a_log_that_lacks_what_the_checkpoint_knows_is_named(log: list[str], tmp
 )
 def test_settings_come_back_from_their_folder(given: Search | Train | Pipeline, tmp_path: Path) -> None:
     with Run.open(tmp_path, given, resume=False, device="cpu", facts={"precision": "bf16", "images": {"train": 3}}):
-        found = settings_of(tmp_path, type(given))
+        found = settings_of(tmp_path, command_of(given), lambda plain: type(given))
     assert found == replace(given, out=tmp_path, resume=True, precision="bf16")
     assert identity(found) == identity(given)
 
@@ -233,4 +234,4 @@ def test_damaged_settings_are_named(key: str, tmp_path: Path) -> None:
     wrong = 3 if key in ("source", "perturbation") else {"a": "b"}
     path.write_text(json.dumps({**json.loads(path.read_text()), key: wrong}))
     with pytest.raises(RnasError, match=r"settings\.json"):
-        settings_of(tmp_path, Train)
+        settings_of(tmp_path, "train", lambda found: Train)

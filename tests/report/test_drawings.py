@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -183,3 +185,15 @@ def test_bubbles_keep_their_labels_apart() -> None:
         areas = sorted(dot.r**2 for dot in dots)
         for share, area in zip(shares, areas, strict=True):
             assert area / areas[-1] == pytest.approx(max(share, (3 / 14.5) ** 2))
+
+
+def test_only_png_and_pdf_need_matplotlib(tmp_path: Path) -> None:
+    code = (
+        "import sys; import numpy as np; from pathlib import Path;"
+        "from rnas.report.distortion import Maps, feature_figure;"
+        "m = np.linspace(0, 1, 16, dtype=np.float32).reshape(1, 4, 4);"
+        "feature_figure([Maps('layer', m, 1 - m)], 'maps').save(Path(sys.argv[1], 'maps.svg'));"
+        "assert 'matplotlib' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    assert (tmp_path / "maps.svg").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +13,30 @@ import torch
 
 from rnas.console import Console
 from rnas.errors import RnasError
+from rnas.planning.budgets import BUDGETS, Budget
+from rnas.planning.budgets import smoke as smoke_budget
 from rnas.reproduce import execute, reproduce
 from rnas.reproduce import plan as planning
-from rnas.reproduce.budgets import BUDGETS
 from rnas.reproduce.execute import finished
 from rnas.reproduce.plan import Step, make_plan
-from rnas.settings import Evaluate, Reproduce, Search, Train
+from rnas.settings import Evaluate, Reproduce, Search, SearchSpace, Source, Train
 
-TINY: dict[str, dict[str, Any]] = {
-    "source": {"limit_per_class": 2},
-    "space": {"cells": 2, "channels": 2},
-    "search": {"epochs": 2, "warmup": 1, "batch_size": 10, "monitor": 2, "projection_steps": 1},
-    "train": {"epochs": 1, "cells": 3, "channels": 4, "batch_size": 10, "drop_path": 0.0},
-    "evaluate": {"limit": 4},
-    "distortion": {"limit": 2, "attack_steps": 1},
-}
+
+def tinier(kind: type[Any]) -> Budget[Any]:
+    """`smoke`, and less of it."""
+    budget, source = smoke_budget(kind), Source(limit_per_class=2)
+    search = replace(budget.search, source=source, space=SearchSpace(2, 2), batch_size=10, monitor=2)
+    return Budget(
+        replace(search, projection_steps=1) if hasattr(search, "projection_steps") else search,
+        replace(budget.train, source=source, epochs=1),
+        replace(budget.evaluate, limit=4),
+        replace(budget.distortion, limit=2, attack_steps=1),
+    )
 
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(BUDGETS, "smoke", TINY)
+    monkeypatch.setitem(BUDGETS, "smoke", tinier)
     monkeypatch.setattr(planning, "ATTACKS", ("fgsm", "pgd20"))
 
 

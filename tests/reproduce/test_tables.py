@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -60,7 +61,8 @@ def evaluated(plan: Plan, warnings: list[str] | None = None, **accuracies: float
                         "attacks": entry,
                     },
                 )
-                write_json(folder / "model.json", {"parameters": 3_210_000})
+                about = {"arch": "genotype", "classes": ["a", "b"], "image_size": [32, 32]}
+                write_json(folder / "model.json", {**about, "parameters": 3_210_000})
 
 
 def test_a_table_of_finished_runs(tmp_path: Path) -> None:
@@ -212,6 +214,7 @@ def test_a_damaged_evaluation_is_no_result(tmp_path: Path) -> None:
     plan = make_plan(Reproduce("table2", tmp_path, "paper", only=("RNAS-H",)))
     ((folder,),) = [row.runs["at"] for row in plan.rows if row.runs]
     make_network(folder)
-    write_json(folder / "evaluation.json", {"clean": {"accuracy": 7}, "attacks": {}})
-    with pytest.raises(RnasError, match="no accuracy"):
+    found = json.loads((folder / "evaluation.json").read_text())
+    write_json(folder / "evaluation.json", {**found, "clean": {"accuracy": 7}})
+    with pytest.raises(RnasError, match=r"evaluation\.json is damaged: .*\$\.clean\.accuracy"):
         collect(plan, {})

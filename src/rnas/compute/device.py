@@ -38,7 +38,11 @@ def choose_precision(name: str) -> Precision:
 
 def reseed(seed: int, *stream: int) -> None:
     """Seed torch's generators for one part of a run, so that a resumed run draws what an uninterrupted one draws."""
-    mixed = seed
+    torch.manual_seed(mixed(seed, *stream))
+
+
+def mixed(seed: int, *stream: int) -> int:
+    """The seed of one part of a run."""
     for part in stream:
-        mixed = (mixed * 1_000_003 + part + 1) % 2**63
-    torch.manual_seed(mixed)
+        seed = (seed * 1_000_003 + part + 1) % 2**63
+    return seed

@@ -82,7 +82,7 @@ def _untar(archive: Path, into: Path, top: str, limit: int, progress: Progress |
                 regular = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE)
                 if not regular and not member.isdir():
                     raise RnasError(f"{archive} holds {member.name!r}, a link, a device or worse: refused")
-                path = _inside(member.name, archive)
+                path = _filtered(member, into, archive)
                 if count >= MAX_MEMBERS or member.size > limit:
                     raise _too_large(archive)
                 if regular and path.parts[:1] == (top,):
@@ -91,6 +91,18 @@ def _untar(archive: Path, into: Path, top: str, limit: int, progress: Progress |
                     _write(content, into, path, limit, archive)
                 if progress:
                     progress(f"unpacking {archive.name}", raw.tell(), size)
+
+
+def _filtered(member: tarfile.TarInfo, into: Path, archive: Path) -> PurePosixPath:
+    """The path of `member`. RnasError if Python's filter for data finds that it leads out of `into`, or would have to
+    change it."""
+    try:
+        name = tarfile.data_filter(member, str(into)).name
+    except tarfile.FilterError as e:
+        raise RnasError(f"{archive} is refused: {e}") from e
+    if name != member.name:
+        raise RnasError(f"{archive} holds {member.name!r}, an absolute path: refused")
+    return PurePosixPath(name)
 
 
 def _unzip(archive: Path, into: Path, top: str, limit: int, progress: Progress | None) -> None:
@@ -112,7 +124,7 @@ def _unzip(archive: Path, into: Path, top: str, limit: int, progress: Progress |
 
 
 def _inside(name: str, archive: Path) -> PurePosixPath:
-    """The path `name`. RnasError if it could lead outside the folder that it is put into, on any system."""
+    """The path `name` in a .zip. RnasError if it could lead outside the folder that it is put into, on any system."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or any(c in name for c in "\\:\0") or not path.parts:
         raise RnasError(f"{archive} holds {name!r}, a path that leads outside: refused")

@@ -12,6 +12,7 @@ from rnas.data.decoding import Size
 from rnas.errors import RnasError
 from rnas.records.folder import training_of
 from rnas.records.layout import SETTINGS
+from rnas.records.schema import Description
 from rnas.settings import Source
 
 
@@ -34,21 +35,21 @@ def load_data(source: Source, seed: int, console: Console | None = None, out: Pa
         )
 
 
-def load_own_data(folder: Path, meta: dict[str, Any]) -> Dataset:
+def load_own_data(folder: Path, meta: Description) -> Dataset:
     """The data set that the network in `folder` was trained on. RnasError if its settings.json names another one: `fit`
     trains on images that were made elsewhere, too."""
     source, seed, _ = training_of(folder)
     data = load_data(source, seed)
-    if data.name != meta.get("dataset", data.name):
+    if meta.dataset not in (None, data.name):
         raise RnasError(
-            f"the network in {folder} was trained on {meta['dataset']}, and its {SETTINGS} names {source.data}: "
+            f"the network in {folder} was trained on {meta.dataset}, and its {SETTINGS} names {source.data}: "
             "name the images with --data"
         )
     return data
 
 
 def load_test_data(
-    spec: str, folder: Path, meta: dict[str, Any], root: Path | None = None, image_size: int | None = None
+    spec: str, folder: Path, meta: Description, root: Path | None = None, image_size: int | None = None
 ) -> Dataset:
     """The data set `spec` to test the network in `folder` on, in the network's size (or `image_size`); divided, where
     it has no split of its own, as the images that the network was trained on were, for these may be among them."""
@@ -56,7 +57,7 @@ def load_test_data(
     return load(
         spec,
         root=root or source.data_root,
-        image_size=image_size or _size(*meta["image_size"]),
+        image_size=image_size or _size(*meta.image_size),
         test_fraction=source.test_fraction,
         to_test=True,
     )

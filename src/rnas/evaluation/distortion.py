@@ -26,8 +26,10 @@ from rnas.nets.derived import DerivedNetwork
 from rnas.nets.saved import build_from_meta, find_model, load_model
 from rnas.nets.zoo import find_architecture
 from rnas.records.arrays import write_arrays
+from rnas.records.codec import encode
 from rnas.records.folder import alone, training_of
 from rnas.records.layout import DISTORTION, FEATURES
+from rnas.records.schema import Description, LayerDistortion
 from rnas.settings import Distortion
 from rnas.vulnerability import layer_vulnerabilities, recorded
 
@@ -73,27 +75,27 @@ def _distort(
         console.say(f"distortion of {name}: {len(layers)} layers, {len(images)} images of {data.name} ...")
         with console.bar(f"distortion of {name}", len(images)) as advance:
             vulnerability, maps = _measure(net.to(device), layers, images, attack, settings, advance)
-        record = {
-            "layers": list(layers),
-            "vulnerability": list(vulnerability.values()),
-            "modules": list(layers.values()),
-            "reduction": settings.reduction,
-            "features": settings.features,
-            "eps": eps,
-            "norm": "linf",
-            "n": len(images),
-            "attack": f"pgd{settings.attack_steps}",
-            "seed": settings.seed,
-            "dataset": data.name,
-            "model": str(meta["arch"]),
-            "run": name,
-            "trained": run is not None,
-            "standard": standard,
-        }
-        write_json(folder / DISTORTION, record)
+        record = LayerDistortion(
+            layers=tuple(layers),
+            vulnerability=tuple(vulnerability.values()),
+            modules=tuple(layers.values()),
+            reduction=settings.reduction,
+            features=settings.features,
+            eps=eps,
+            norm="linf",
+            n=len(images),
+            attack=f"pgd{settings.attack_steps}",
+            seed=settings.seed,
+            dataset=data.name,
+            model=meta.arch,
+            run=name,
+            trained=run is not None,
+            standard=standard,
+        )
+        write_json(folder / DISTORTION, encode(record))
         write_arrays(folder / FEATURES, maps)
         if run is not None and os.access(run, os.W_OK):  # for its report, if it is one's own
-            write_json(run / DISTORTION, record)
+            write_json(run / DISTORTION, encode(record))
         for line in _lines(record):
             console.say(line)
 
@@ -124,14 +126,13 @@ class _Network(NamedTuple):
     standard: bool | None
     """Whether it was trained on clean images; None if not at all."""
     net: nn.Module
-    meta: dict[str, Any]
-    """model.json"""
+    meta: Description
     data: Dataset
 
 
 def _choose_layers(of: _Network, wanted: Sequence[str] | None) -> dict[str, str]:
     """The layers to measure. RnasError for one that the network lacks (naming the nearest), or that gives no maps."""
-    usual = layers_of(of.net, str(of.meta["arch"]))
+    usual = layers_of(of.net, of.meta.arch)
     if wanted is None:
         return usual
     modules = {module for module, _ in of.net.named_modules() if module}
@@ -140,7 +141,7 @@ def _choose_layers(of: _Network, wanted: Sequence[str] | None) -> dict[str, str]
             raise RnasError(f"{unknown(f'layer of {of.name}', layer, usual)}, and every module of the network")
     chosen = {layer: usual.get(layer, layer) for layer in wanted}
     with torch.no_grad(), unfolded(of.net), recorded(of.net, list(chosen.values())) as outputs:
-        of.net(torch.zeros(1, 3, *of.meta["image_size"]))
+        of.net(torch.zeros(1, 3, *of.meta.image_size))
     for layer, module in chosen.items():
         output = outputs.get(module)
         if not isinstance(output, torch.Tensor) or output.dim() != 4:
@@ -169,25 +170,25 @@ def _network(name: str, settings: Distortion) -> _Network:
         test_fraction=settings.test_fraction,
     )
     mean, std = data.statistics()
-    meta = {
-        "arch": arch,
-        "genotype": genotype.to_json() if genotype else None,
-        "classes": list(data.classes),
-        "cells": settings.cells,
-        "channels": settings.channels,
-        "mean": list(mean),
-        "std": list(std),
-        "image_size": list(data.image_size),
-    }
+    meta = Description(
+        arch=arch,
+        genotype=genotype,
+        classes=tuple(data.classes),
+        cells=settings.cells,
+        channels=settings.channels,
+        mean=mean,
+        std=std,
+        image_size=data.image_size,
+    )
     reseed(settings.seed)
     return _Network(name, None, None, build_from_meta(meta, name).eval(), meta, data)
 
 
-def _check_images(data: Dataset, meta: dict[str, Any], name: str) -> None:
-    if list(data.image_size) != list(meta["image_size"]) or len(data.classes) != len(meta["classes"]):
+def _check_images(data: Dataset, meta: Description, name: str) -> None:
+    if data.image_size != meta.image_size or len(data.classes) != len(meta.classes):
         raise RnasError(
             f"{data.name} has {len(data.classes)} classes and images of {list(data.image_size)}: "
-            f"{name} was trained for {len(meta['classes'])} classes and {meta['image_size']}"
+            f"{name} was trained for {len(meta.classes)} classes and {list(meta.image_size)}"
         )
 
 
@@ -241,7 +242,7 @@ def _feature_maps(
     return {key: value.cpu().numpy() for key, value in maps.items()}
 
 
-def _lines(record: dict[str, Any]) -> list[str]:
-    how = "untrained: its weights are random" if not record["trained"] else "trained"
-    pairs = zip(record["layers"], record["vulnerability"], strict=True)
-    return [f"{record['run']} ({how})", *(f"  {layer}: {value:.3e}" for layer, value in pairs)]
+def _lines(record: LayerDistortion) -> list[str]:
+    how = "untrained: its weights are random" if not record.trained else "trained"
+    pairs = zip(record.layers, record.vulnerability, strict=True)
+    return [f"{record.run} ({how})", *(f"  {layer}: {value:.3e}" for layer, value in pairs)]

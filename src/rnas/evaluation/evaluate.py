@@ -6,9 +6,10 @@ import hashlib
 import itertools
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from rnas.compute.freezing import Model
 from rnas.compute.precision import full_precision
 from rnas.console import Console
 from rnas.data import Split
+from rnas.data import load as load_images
 from rnas.data.dataset import stratified, white
 from rnas.data.sources import load_own_data, load_test_data
 from rnas.errors import RnasError
@@ -30,14 +32,15 @@ from rnas.evaluation.result import Result
 from rnas.evaluation.verdicts import begun
 from rnas.files import check_writable, read_json, write_json
 from rnas.nets.saved import find_model, load_model
+from rnas.records import codec
 from rnas.records.arrays import UNBOUNDED, write_arrays
+from rnas.records.codec import encode
 from rnas.records.evaluations import (
     Files,
     Kept,
     Mask,
     alike,
     answers,
-    asked,
     figure,
     in_folder,
     is_of,
@@ -48,6 +51,7 @@ from rnas.records.evaluations import (
 )
 from rnas.records.folder import alone
 from rnas.records.layout import META, PARTIAL, SETTINGS
+from rnas.records.schema import Description, Evaluation
 from rnas.settings import Evaluate
 
 PICTURED = 8  # images kept with their adversarial versions, to be looked at
@@ -82,20 +86,48 @@ def evaluate(
     found = run_attacks(
         model, x, y, attacks, eps=eps, norm=norm, seed=seed, batch_size=batch_size, state=state, progress=progress
     )
-    attacked = {name: mask for name, mask in found.masks.items() if name != "clean"}
-    summary = {
-        "eps": float(eps),
-        "norm": norm,
-        "n": len(y),
-        "seed": int(seed),
-        "images_sha256": _sha256(x, y),
-        "chance": trust.chance(y.cpu().numpy()),
-        "warnings": list(found.warnings),
-        "clean": figure(found.masks["clean"]),
-        "attacks": {name: {**figure(mask), "seconds": found.seconds[name]} for name, mask in attacked.items()},
-        **of_union(found.masks),
-    }
+    attacked = {name: figure(mask, found.seconds[name]) for name, mask in found.masks.items() if name != "clean"}
+    summary = Evaluation(
+        eps=float(eps),
+        norm=norm,
+        n=len(y),
+        seed=int(seed),
+        images_sha256=_sha256(x, y),
+        chance=trust.chance(y.cpu().numpy()),
+        warnings=tuple(found.warnings),
+        clean=figure(found.masks["clean"]),
+        attacks=attacked,
+        union=of_union(found.masks),
+    )
     return Result(summary, dict(found.masks))
+
+
+@contextmanager
+def shown(console: Console, name: str, images: int) -> Iterator[Progress]:
+    """Within, show how far the attacks on `images` of the network called `name` are."""
+    with console.stages() as move:
+
+        def progress(attack: str, done: int, total: int, survivors: int, seconds: float) -> None:
+            move(f"{attack} on {name}: {survivors} of {images} survive", done, total)
+
+        yield progress
+
+
+def evaluate_data(model: Model, settings: Evaluate, console: Console) -> Result:
+    """Attack any callable `model` on the test images of `settings.data`, in their own size or in `image_size`; nothing
+    is written."""
+    if settings.data is None:
+        raise RnasError("there are no images to evaluate on: give x and y, or data, such as 'cifar10'")
+    data = load_images(settings.data, image_size=settings.image_size, to_test=True)
+    test = _limited(data.test, settings.limit)
+    x, y = test.images / white(test.images.device), test.labels
+    eps = radius(settings, data.name)
+    with shown(console, "the model", len(y)) as progress:
+        result = evaluate(
+            model, x, y, settings.attacks, eps, settings.norm, settings.seed, settings.batch_size, progress=progress
+        )
+    found = replace(result.evaluation, limit=settings.limit, data=settings.data, dataset=data.name)
+    return Result(found, result.masks)
 
 
 def evaluate_run(settings: Evaluate, console: Console | None = None) -> Result:
@@ -125,7 +157,7 @@ def _evaluate_into(
     settings: Evaluate,
     folder: Path,
     model: torch.nn.Module,
-    meta: dict[str, Any],
+    meta: Description,
     name: str,
     test: Split,
     console: Console,
@@ -133,18 +165,20 @@ def _evaluate_into(
     """Attack `model`, of `folder`, on the images `test` of the data set `name`, and keep what is found in `out`."""
     x, y = test.images / white(test.images.device), test.labels
     eps = radius(settings, name)
-    earlier = _earlier(out, settings, meta["weights"], console)
-    state = _partial_state(settings, out, eps, name, meta["weights"])
-    with console.stages() as move:
-
-        def progress(attack: str, done: int, total: int, survivors: int, seconds: float) -> None:
-            move(f"{attack} on {folder.name}: {survivors} of {len(y)} survive", done, total)
-
+    earlier = _earlier(out, settings, meta.weights, console)
+    state = _partial_state(settings, out, eps, name, meta.weights)
+    with shown(console, folder.name, len(y)) as progress:
         result = evaluate(
             model, x, y, settings.attacks, eps, settings.norm, settings.seed, settings.batch_size, state, progress
         )
-    summary = {**result.summary, **asked(settings), "dataset": name, "model": str(meta["arch"])}
-    summary["weights"] = meta["weights"]
+    summary = replace(
+        result.evaluation,
+        limit=settings.limit,
+        data=settings.data,
+        dataset=name,
+        model=meta.arch,
+        weights=meta.weights,
+    )
     masks = result.masks
     same = next((kept for kept in earlier if alike(kept.summary, summary)), None)
     if same is not None:
@@ -158,7 +192,7 @@ def _evaluate_into(
     spread = torch.linspace(0, len(y) - 1, min(PICTURED, len(y))).long()  # test sets are often sorted by class
     device = next(model.parameters()).device
     _save_examples(files.examples, model, x[spread].to(device), y[spread].to(device), eps, settings)
-    write_json(files.summary, summary)
+    write_json(files.summary, encode(summary))
     shutil.rmtree(state)
     for line in _lines(folder.name, summary):
         console.say(line)
@@ -168,14 +202,14 @@ def _evaluate_into(
 def holds(settings: Evaluate) -> bool:
     """Whether the folder holds what an evaluation with `settings` would find, and maybe more attacks."""
     folder = find_model(settings.run)
-    meta = {} if folder is None else read_json(folder / META)
-    if folder is None or not isinstance(meta, dict):
+    if folder is None:
         return False
+    weights = codec.read(Description, folder / META).weights
     kept = [files for files in in_folder(settings.out or folder) if files.masks.exists()]
-    return any(answers(read_json(files.summary), settings, meta.get("weights")) for files in kept)
+    return any(answers(codec.read(Evaluation, files.summary), settings, weights) for files in kept)
 
 
-def _earlier(out: Path, settings: Evaluate, weights: str, console: Console) -> list[Kept]:
+def _earlier(out: Path, settings: Evaluate, weights: str | None, console: Console) -> list[Kept]:
     """The evaluations in `out`, of which the network may have one already. RnasError if one is damaged, which is better
     known before the attacks, or if --out belongs to another network."""
     kept = read_all(out)
@@ -188,19 +222,20 @@ def _earlier(out: Path, settings: Evaluate, weights: str, console: Console) -> l
     return [e for e in kept if is_of(e.summary, weights)]
 
 
-def _joined(summary: dict[str, Any], masks: dict[str, Mask], earlier: Kept) -> tuple[dict[str, Any], dict[str, Mask]]:
+def _joined(summary: Evaluation, masks: dict[str, Mask], earlier: Kept) -> tuple[Evaluation, dict[str, Mask]]:
     """A result with what an earlier evaluation of the same kind found by other attacks."""
     kept = {name: earlier.masks[name] for name in earlier.attacks if name not in masks and name in earlier.masks}
     masks = {**masks, **kept}
-    attacks = {**{name: earlier.summary["attacks"][name] for name in kept}, **summary["attacks"]}
     answered = {_black_box_wins(earlier.masks)} - {_black_box_wins(masks)}  # it asked for attacks that were run since
-    warnings = [*(w for w in earlier.summary.get("warnings", []) if w not in answered), *summary["warnings"]]
-    return {
-        **{key: value for key, value in summary.items() if key != "union"},
-        "attacks": attacks,
-        **of_union(masks),
-        "warnings": list(dict.fromkeys(warnings)),
-    }, masks
+    warnings = [*(w for w in earlier.summary.warnings if w not in answered), *summary.warnings]
+    joined = replace(
+        summary,
+        attacks={**{name: earlier.summary.attacks[name] for name in kept}, **summary.attacks},
+        union=of_union(masks),
+        warnings=tuple(dict.fromkeys(warnings)),
+        more={**earlier.summary.more, **summary.more},
+    )
+    return joined, masks
 
 
 def _black_box_wins(masks: dict[str, Mask]) -> str | None:
@@ -241,25 +276,31 @@ def load(run: str | Path) -> torch.nn.Module:
     return load_model(model_folder(Path(run)))[0]
 
 
-def _test_images(settings: Evaluate, folder: Path, meta: dict[str, Any]) -> tuple[str, Split]:
+def _test_images(settings: Evaluate, folder: Path, meta: Description) -> tuple[str, Split]:
     """The test images the network was made for, or those of --data; --limit of them, every class its share."""
     if settings.data is None:
         data = load_own_data(folder, meta)
     else:
         data = load_test_data(settings.data, folder, meta, image_size=settings.image_size)
-    if list(data.classes) != meta["classes"]:
-        raise RnasError(f"{data.name} has other classes than {folder / META}: {_disagreement(data.classes, meta)}")
-    if list(data.image_size) != meta["image_size"]:
+    if tuple(data.classes) != meta.classes:
         raise RnasError(
-            f"{data.name} has images of {list(data.image_size)}: the network in {folder} takes {meta['image_size']}"
+            f"{data.name} has other classes than {folder / META}: {_disagreement(data.classes, meta.classes)}"
         )
-    n = min(settings.limit or len(data.test), len(data.test))
-    return data.name, data.test[stratified(data.test.labels, n, seed=0).nonzero()[:, 0]]  # the same for every run
+    if data.image_size != meta.image_size:
+        raise RnasError(
+            f"{data.name} has images of {list(data.image_size)}: the network in {folder} takes {list(meta.image_size)}"
+        )
+    return data.name, _limited(data.test, settings.limit)
 
 
-def _disagreement(classes: Sequence[str], meta: dict[str, Any]) -> str:
+def _limited(test: Split, limit: int | None) -> Split:
+    """`limit` test images, of every class its share: the same for every network."""
+    n = min(limit or len(test), len(test))
+    return test[stratified(test.labels, n, seed=0).nonzero()[:, 0]]
+
+
+def _disagreement(classes: Sequence[str], known: Sequence[str]) -> str:
     """How the classes of images and of a network differ: only what differs, for they may be hundreds."""
-    known = meta["classes"]
     found = (
         ("only there", [c for c in classes if c not in known]),
         ("only here", [c for c in known if c not in classes]),
@@ -271,7 +312,7 @@ def _some(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (", …" if len(names) > most else "")
 
 
-def _partial_state(settings: Evaluate, out: Path, eps: float, name: str, weights: str) -> Path:
+def _partial_state(settings: Evaluate, out: Path, eps: float, name: str, weights: str | None) -> Path:
     """The folder that keeps an unfinished evaluation. RnasError if it holds one that would not be gone on with."""
     state = out / PARTIAL
     wanted = {
@@ -319,14 +360,13 @@ def _save_examples(path: Path, model: torch.nn.Module, x: Tensor, y: Tensor, eps
     write_arrays(path, arrays)
 
 
-def _lines(name: str, summary: dict[str, Any]) -> list[str]:
+def _lines(name: str, summary: Evaluation) -> list[str]:
     """The result as lines to print: one an attack, then the warnings."""
-    rows = {"clean": summary["clean"], **summary["attacks"], **{k: summary[k] for k in ("union",) if k in summary}}
     lines = [
-        f"{name}, {key}: {row['accuracy']:.1%} ({low:.1%} to {high:.1%}, n = {summary['n']})"
+        f"{name}, {key}: {found.accuracy:.1%} ({found.interval[0]:.1%} to {found.interval[1]:.1%}, n = {summary.n})"
         + (", at any distance: ε does not bound it, and no union counts it" if key in UNBOUNDED else "")
-        for key, row in rows.items()
-        for low, high in [row["interval"]]
+        for key in ("clean", *summary.attacks, "union")
+        if (found := summary.figure(key)) is not None and found.interval is not None
     ]
-    lines.insert(1, f"{name}, chance: {summary['chance']:.1%} (always answering the largest class)")
-    return lines + [f"warning: {warning}" for warning in summary["warnings"]]
+    lines.insert(1, f"{name}, chance: {summary.chance:.1%} (always answering the largest class)")
+    return lines + [f"warning: {warning}" for warning in summary.warnings]

@@ -18,11 +18,14 @@ from rnas.attacks.losses import margin
 from rnas.compute.freezing import Model, is_plain
 from rnas.errors import RnasError
 from rnas.evaluation import trust
-from rnas.files import read_json, write_json
+from rnas.files import write_json
+from rnas.records import codec
+from rnas.records.layout import VERDICTS
+from rnas.records.schema import Verdicts
 
 Mask = NDArray[np.bool_]
 
-STATE = "attacks.json"
+STATE = VERDICTS
 UNKNOWN, BROKEN, STANDING = "?", "0", "1"
 NAN = "n"
 """Broken by an image that the model answers with NaN or infinity."""
@@ -31,10 +34,14 @@ PROBED = 4  # images whose answers identify a model
 
 def begun(folder: Path) -> bool:
     """Whether `folder` keeps verdicts. RnasError if its file is damaged."""
-    kept = read_json(folder / STATE) if (folder / STATE).exists() else {"verdicts": {}}
-    if not isinstance(kept, dict) or not isinstance(kept.get("verdicts"), dict):
-        raise RnasError(f"{folder / STATE} is not the state of an evaluation: remove it to start over")
-    return bool(kept["verdicts"])
+    return (folder / STATE).exists() and bool(_read(folder / STATE).verdicts)
+
+
+def _read(file: Path) -> Verdicts:
+    try:
+        return codec.read(Verdicts, file)
+    except RnasError as e:
+        raise RnasError(f"{e}; remove it to start over") from e
 
 
 @dataclass
@@ -58,13 +65,13 @@ class Table:
             table = Table(file, identity, {}, {}, n)
             table.save()
             return table
-        kept = read_json(file)
+        kept = _read(file)
+        differing = [k for k, v in identity.items() if not _same(kept.identity.get(k), v)]
+        verdicts = {name: np.array(list(row)) for name, row in kept.verdicts.items()}
         try:
-            differing = [k for k, v in identity.items() if not _same(kept["identity"].get(k), v)]
-            verdicts = {name: np.array(list(row)) for name, row in kept["verdicts"].items()}
-            costs = {name: np.array([float(c) for c in row.split()]) for name, row in kept["seconds"].items()}
-        except (AttributeError, KeyError, TypeError, ValueError) as e:
-            raise RnasError(f"{file} is not the state of an evaluation: remove it to start over") from e
+            costs = {name: np.array([float(c) for c in row.split()]) for name, row in kept.seconds.items()}
+        except ValueError as e:
+            raise RnasError(f"{file} is damaged: expected numbers of seconds; remove it to start over") from e
         if differing:
             raise RnasError(
                 f"{file} belongs to another evaluation (other {', '.join(differing)}): remove it to start over"
@@ -93,7 +100,7 @@ class Table:
         if self.file is not None:
             rows = {name: "".join(row) for name, row in self.verdicts.items()}
             costs = {name: " ".join(f"{c:.4g}" for c in self.costs[name]) for name in rows}
-            write_json(self.file, {"identity": self.identity, "verdicts": rows, "seconds": costs})
+            write_json(self.file, codec.encode(Verdicts(self.identity, rows, costs)))
 
     def mask(self, attack: str) -> Mask:
         """Where `attack` is known to have failed."""

@@ -137,7 +137,8 @@ class Folded(Rule):
         self._channels, self._pack = plan.channels, _pack(plan)
         self._inputs = {id(o): _converted(*_folded(o), dtype) for o in plan.inputs}
         self._sources = {
-            id(s): _folded_source(s, [alpha[row] for row in s.rows], dtype, self._pack) for s in plan.sources
+            id(s): _folded_source(s, [alpha[row] for row in s.rows], dtype, plan.channels, self._pack)
+            for s in plan.sources
         }
 
     def preprocessed(self, x: Tensor, operation: ConvOperation) -> Tensor:
@@ -159,13 +160,13 @@ def _converted(tensors: list[Tensor], bias: Tensor, dtype: torch.dtype) -> tuple
 
 
 def _folded_source(
-    source: Source, alpha: Sequence[Sequence[Tensor]], dtype: torch.dtype, pack: int
+    source: Source, alpha: Sequence[Sequence[Tensor]], dtype: torch.dtype, channels: int, pack: int
 ) -> tuple[list[Tensor], list[Tensor]]:
     """The affine constants and the tensors of `mix_folded`; `alpha`: the row of each edge."""
     affine: list[Tensor] = []
     tensors: list[Tensor] = []
     for edge, row in zip(source.edges, alpha, strict=True):
-        bias = row[0].new_zeros(1)
+        bias = row[0].new_zeros(channels)
         scales = []
         for column, operation in edge.convolutions.items():
             own, shift = _folded(operation, row[column])

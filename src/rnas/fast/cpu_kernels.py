@@ -28,8 +28,8 @@ def pointwise_add(y: Tensor, x: Tensor, weight: Tensor) -> None:
 def pointwise_centered(x: Tensor, weight: Tensor, pack: int = 1) -> tuple[Tensor, Tensor, Tensor]:
     """`pointwise(x, weight)` less its mean over images and pixels; that mean and the (biased) variance, each (D,)."""
     n = check_many(x, pack)
-    of_x = channel_sum(x, pack) / n
-    mean = weight.to(of_x.dtype) @ of_x  # that of a linear map: so the product itself can subtract it
+    of_x = channel_sum(x) / n
+    mean = over_pack(weight.to(of_x.dtype) @ of_x, pack)  # that of a linear map: so the product itself can subtract it
     z = pointwise(x, weight, -mean.to(x.dtype))
     return z, mean, channel_sum_of_squares(z, pack) / n
 

@@ -1,6 +1,7 @@
 """What a search method may ask for: images, attacks, gradients, steps, measurements.
 
     train(n), validation, monitored      batches: a pass of the first half, the second half without end, fixed images
+    held_out, some(split, n)             images as they are: the whole second half, a few of either
     logits(x, w), features(x, w)         passes in the network's mode
     adversarial(x, y, w)                 the images of the search's attack
     slope(objective, inputs, parameters) a loss and its gradients, recorded on a GPU where that pays
@@ -10,8 +11,9 @@
     input_term(loss, terms, y, parameters)              the gradient of an input gradient's norm, by first-order passes
     shifted(parameters, direction, t)    within: the parameters moved; put back bit for bit
     calibrated(images, w)                within: BN's running statistics those of `w`; put back
+    finetuned(epochs, w)                 within: the weights trained on as those of `w`; put back bit for bit
     measure(batches, w)                  losses, accuracies, F
-    candidates(n, sample, score, told)   a phase without gradients that can be resumed
+    candidates(n, sample, rounds)        a phase at the end, candidate by candidate, that can be resumed
     saw_weights, saw_architecture        what the log tells of losses
 
 `w` is the weights of operations, a method's `weights()` where it is left out. The network is in train mode outside of
@@ -23,14 +25,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, TypeVar
+from itertools import chain, islice
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rnas.attacks import PGD
-from rnas.compute.device import choose_precision, reseed
+from rnas.compute.device import choose_precision, mixed, reseed
 from rnas.compute.layout import arranged_for
 from rnas.compute.memory import buffers_kept
 from rnas.compute.precision import FP32
@@ -38,7 +41,8 @@ from rnas.console import Console
 from rnas.data import Split, batches
 from rnas.data.dataset import stratified
 from rnas.fast.recording import ALPHAS, WEIGHTS, Kind
-from rnas.nas.methods.base import Method
+from rnas.genotype import Architecture
+from rnas.nas.methods.base import Fields, Method
 from rnas.nas.objectives import ImageLoss, Weighted
 from rnas.nas.progress import Progress
 from rnas.nets.space import Input, Weights
@@ -48,9 +52,9 @@ from rnas.settings import Search
 from rnas.training.adversarial import craft
 from rnas.training.meters import Running
 from rnas.training.objectives import CrossEntropy, Objective
+from rnas.training.schedule import cosine, set_lr
 from rnas.training.step import check_finite, differentiated, differentiating_only
 
-C = TypeVar("C")
 Batch = tuple[Tensor, Tensor]  # x (B,3,H,W) in [0,1], y (B,)
 TRAIN, VALIDATION, WEIGHTS_DRAWN, LOOP, PROJECTION, NOISE, CANDIDATES = range(7)  # streams of random numbers
 
@@ -102,11 +106,27 @@ class Halves:
         while True:
             yield from self.batches(self.validation, VALIDATION, epoch)
 
-    def monitored(self, split: Split) -> list[Batch]:
-        """`monitor` images of a half, of every class its share, as they are."""
-        chosen = stratified(split.labels, min(self.settings.monitor, len(split)), self.settings.seed)
+    def some(self, split: Split, n: int) -> list[Batch]:
+        """`n` images of a half, or as many as it has, of every class its share, as they are."""
+        chosen = stratified(split.labels, min(n, len(split)), self.settings.seed)
         images = split[chosen.nonzero()[:, 0].to(split.labels.device)]
         return list(batches(images, self.settings.batch_size, device=self.device))
+
+
+class Round(NamedTuple):
+    """One way to score candidates."""
+
+    name: str
+    """In the log."""
+    score: Callable[[Architecture], tuple[float, Fields]]
+    """Higher is better; and what the log shall tell besides."""
+    keep: int
+    """How many of the best go on to the next round."""
+
+
+def of_candidate(seed: int, number: int) -> torch.Generator:
+    """What a candidate is drawn from: its number decides."""
+    return torch.Generator().manual_seed(mixed(seed, CANDIDATES, number))
 
 
 class Engine:
@@ -136,10 +156,13 @@ class Engine:
 
     def use(self, net: Supernet) -> None:
         """Work on `net` from now on, with new optimisers."""
-        s = self.settings
         self.net = net
-        self.optimizer = torch.optim.SGD(net.thetas, s.lr, s.momentum, weight_decay=s.weight_decay)
+        self.optimizer = self._sgd()
         self.optimiser = self.method.optimiser()
+
+    def _sgd(self) -> torch.optim.Optimizer:
+        s = self.settings
+        return torch.optim.SGD(self.net.thetas, s.lr, s.momentum, weight_decay=s.weight_decay)
 
     def begin(self, epoch: int) -> None:
         """Begin an epoch (from 1): random numbers, meters, batches."""
@@ -164,20 +187,31 @@ class Engine:
     def train(self, n: int | None = None) -> Iterator[Batch]:
         """The first `n` of an epoch's training batches, by default all."""
         n = self.iterations if n is None else n
-        drawn = self.images.batches(self.images.train, TRAIN, self.epoch)
-        for step in range(1, n + 1):
+        for step, batch in enumerate(self._drawn(self.epoch, n), 1):
             self.doing = f"step {step} of {n}"
-            yield next(drawn)
+            yield batch
+
+    def _drawn(self, epoch: int, n: int) -> Iterator[Batch]:
+        return islice(self.images.batches(self.images.train, TRAIN, epoch), n)
 
     @property
     def monitored(self) -> list[Batch]:
         """The images of the second half that measurements are made on."""
-        return self.images.monitored(self.images.validation)
+        return self.some(self.images.validation, self.settings.monitor)
 
     @property
     def monitored_train(self) -> list[Batch]:
         """Those of the images to train on."""
-        return self.images.monitored(self.images.train)
+        return self.some(self.images.train, self.settings.monitor)
+
+    def some(self, split: Split, n: int) -> list[Batch]:
+        """`n` images of a half (`images.train`, `images.validation`), of every class its share, as they are."""
+        return self.images.some(split, n)
+
+    @property
+    def held_out(self) -> Iterator[Batch]:
+        """The whole second half, as it is."""
+        return batches(self.images.validation, self.settings.batch_size, device=self.device)
 
     def reseed(self, stream: int) -> None:
         """Seed torch's generators for a part of this epoch."""
@@ -353,6 +387,30 @@ class Engine:
                     bn.momentum = momentum
             yield
 
+    @contextmanager
+    def finetuned(self, epochs: int, w: Weights | None = None) -> Iterator[None]:
+        """Within, the network's weights have been trained for some epochs more, on adversarial images, as those of the
+        sub-network `w`; then they, BN's statistics and the optimiser are put back bit for bit.
+
+        The learning rate falls as in the last third of the search. The attack needs running statistics that fit `w`:
+        `calibrated` first.
+        """
+        s, searching, thetas = self.settings, self.optimizer, self.net.thetas
+        kept = [p.detach().clone() for p in thetas]
+        self.optimizer = self._sgd()
+        drawn = chain.from_iterable(self._drawn(self.epoch + e, self.iterations) for e in range(epochs))
+        try:
+            with buffers_kept(self.net):
+                for step, (x, y) in enumerate(drawn):
+                    done = (2 + step / (epochs * self.iterations)) / 3
+                    set_lr(self.optimizer, cosine(s.lr, 1 + done, 1, s.lr_min))
+                    self.descend_weights(self.adversarial(x, y, w), y, w)
+                yield
+        finally:
+            self.optimizer = searching
+            with torch.no_grad():
+                torch._foreach_copy_(list(thetas), kept)
+
     # --- measurements
 
     def measure(self, images: Iterable[Batch], w: Weights | None = None) -> Measured:
@@ -379,36 +437,32 @@ class Engine:
             self.moved((attack.steps + 2) * len(y) / self.settings.batch_size)
         return Measured(clean.loss, clean.accuracy, adversarial.loss, adversarial.accuracy, float(total) / count)
 
-    # --- a phase without gradients
+    # --- candidates
 
     def candidates(
-        self,
-        n: int,
-        sample: Callable[[torch.Generator], C],
-        score: Callable[[C], float | None],
-        told: Callable[[C], Any],
-    ) -> list[tuple[C, float]]:
-        """`n` candidates, the best first: each drawn by `sample`, and scored by `score`, higher is better; None is
-        for one that is not good enough to be scored.
+        self, n: int, sample: Callable[[torch.Generator], Architecture], rounds: Sequence[Round]
+    ) -> list[Architecture]:
+        """The best of `n` candidates after the last of the rounds, the best first.
 
-        The number of a candidate decides what is drawn for it, and each has its line in the log, with what is `told`
-        of it: a search that is resumed goes on after the last one.
+        Its number decides what is drawn for a candidate, and that and the round what is drawn when it is scored; each
+        score has its line in the log. So a search that is resumed goes on after the last one, to the same end.
         """
-        done = {e["number"]: e["score"] for e in self._logged() if e.get("event") == "candidate"}
-        found: list[tuple[C, float]] = []
-        with self.console.bar("candidates", n) as advance:
-            for number in range(n):
-                reseed(self.settings.seed, CANDIDATES, number)
-                candidate = sample(torch.Generator().manual_seed(torch.initial_seed()))
-                if number not in done:
-                    done[number] = score(candidate)
-                    if self.run is not None:
-                        self.run.log(event="candidate", number=number, score=done[number], candidate=told(candidate))
-                value = done[number]
-                if value is not None:
-                    found.append((candidate, value))
-                advance(1)
-        return sorted(found, key=lambda pair: -pair[1])
-
-    def _logged(self) -> list[dict[str, Any]]:
-        return [] if self.run is None else read_log(self.run.folder)
+        self.begin(self.settings.epochs + 1)
+        drawn = {number: sample(of_candidate(self.settings.seed, number)) for number in range(n)}
+        logged = [] if self.run is None else read_log(self.run.folder)
+        scores = {(e["round"], e["number"]): e["score"] for e in logged if e.get("event") == "candidate"}
+        left = list(drawn)
+        for index, (name, score, keep) in enumerate(rounds):
+            with self.console.bar(f"candidates ({name})", len(left)) as advance:
+                for number in left:
+                    if (name, number) not in scores:
+                        reseed(self.settings.seed, CANDIDATES, number, index)
+                        scores[name, number], told = score(drawn[number])
+                        if self.run is not None:
+                            about = {"number": number, "candidate": drawn[number].to_json()}
+                            self.run.log(event="candidate", round=name, score=scores[name, number], **told, **about)
+                    advance(1)
+            best = max(scores[name, number] for number in left)
+            self.console.say(f"candidates ({name}): {len(left)} scored, the best {best:.4g}")
+            left = sorted(left, key=lambda number: -scores[name, number])[:keep]
+        return [drawn[number] for number in left]

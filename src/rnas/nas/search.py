@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,13 @@ from rnas.nas.engine import WEIGHTS_DRAWN, Batch, Engine, Halves, Measured
 from rnas.nas.methods import load
 from rnas.nas.methods.base import Method
 from rnas.nas.progress import Progress
+from rnas.nas.sizes import limits_of
 from rnas.nets.derived import check_image_size
 from rnas.nets.space import Shape, Weights
 from rnas.records.arrays import write_arrays
 from rnas.records.folder import Run, read_log
 from rnas.records.layout import ALPHAS, GENOTYPE, LOG, STRENGTHS
-from rnas.settings import Search
+from rnas.settings import Search, SearchSpace
 from rnas.training.adversarial import training_attack
 from rnas.training.meters import Running
 from rnas.training.schedule import set_lr
@@ -70,7 +71,10 @@ class State:
     def save(self, run: Run) -> None:
         engine = self.engine
         state = {
-            "shape": {f.name: getattr(engine.net.shape, f.name) for f in fields(Shape) if f.name != "space"},
+            "shape": {
+                **{f.name: getattr(engine.net.shape, f.name) for f in fields(Shape)},
+                "space": asdict(engine.net.space),
+            },
             "net": engine.net.state_dict(),
             "optimizer": engine.optimizer.state_dict(),
             "alpha_optimizer": engine.optimiser.state_dict() if engine.optimiser else None,
@@ -83,7 +87,8 @@ class State:
     def restore(self, saved: dict[str, Any]) -> None:
         saved = as_today(saved)
         self.epoch = saved["epoch"]
-        self.build(Shape(self.engine.settings.space, **saved["shape"]), self.epoch)
+        shape = {"space": asdict(self.engine.settings.space), **saved["shape"]}
+        self.build(Shape(**{**shape, "space": SearchSpace(**shape["space"])}), self.epoch)
         self.engine.net.load_state_dict(saved["net"])
         self.engine.optimizer.load_state_dict(saved["optimizer"])
         if self.engine.optimiser:
@@ -137,6 +142,7 @@ def search(
     check_image_size(data.image_size, 8, 4, "the supernet")
     images = _images(settings, data, method, device)
     engine = Engine(method(settings), training_attack(settings.perturbation, data), images, console)
+    engine.method.limits = limits_of(settings, len(data.classes), data.image_size)
     state = State(engine, data)
     state.build(engine.method.shape(1), 1)
 
@@ -157,7 +163,7 @@ def _search(state: State, run: Run, console: Console, announce: Callable[[Datase
     else:
         state.restore(saved)
     run.rewind(state.epoch)
-    if state.epoch == settings.epochs:
+    if saved is not None and (run.folder / GENOTYPE).exists():
         console.say(f"the search in {run.folder} is finished: nothing is left to do")
     elif saved is not None:
         console.say(f"search: going on after epoch {state.epoch} of {settings.epochs}")
@@ -173,8 +179,10 @@ def _search(state: State, run: Run, console: Console, announce: Callable[[Datase
             state.save(run)
             line = _line(event, settings.epochs) + engine.method.told(event)
             console.say(f"{line}, {event['seconds']:.1f} s{progress.left()}")
-    _warn(run, engine.method, console)
-    _say_if_at_chance(run.folder, console)
+    engine.progress = None
+    if settings.epochs > 0:
+        _warn(run, engine.method, console)
+        _say_if_at_chance(run.folder, console)
     architecture = engine.method.choose(engine)
     forget(engine.net)
     _save_arrays(run.folder, settings, state)
@@ -321,7 +329,8 @@ def _save_arrays(folder: Path, settings: Search, state: State) -> None:
     weights for each cell cell0, cell1, ...; and alphas.npz of a method whose weights are a softmax."""
     operations = np.array(settings.space.operations)
     for name, history in ((STRENGTHS, state.strengths), (ALPHAS, state.alphas)):
-        kinds = ["normal", "reduce"] if len(history[0]) == 2 else [f"cell{i}" for i in range(len(history[0]))]
+        per_cell = state.engine.net.shape.per_cell
+        kinds = [f"cell{i}" for i in range(len(history[0]))] if per_cell else ["normal", "reduce"][: len(history[0])]
         courses = {k: np.stack([point[i].numpy() for point in history]) for i, k in enumerate(kinds)}
         if courses:
             write_arrays(folder / name, {**courses, "operations": operations})

@@ -20,6 +20,12 @@ def macs(model: nn.Module, image_size: int | tuple[int, int] = 32, *given: Any) 
     One is a multiplication and an addition; biases, BN, activations, pooling and sums are not counted. The network is
     run once in eval mode, on a black image and what else is `given`, on its device, and left in the mode it was in.
     """
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    return macs_of_pass(model, torch.zeros(1, 3, *size, device=next(model.parameters()).device), *given)
+
+
+def macs_of_pass(model: nn.Module, *given: Any) -> int:
+    """The same of a pass with what is `given`."""
     total = 0
 
     def add(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -27,12 +33,11 @@ def macs(model: nn.Module, image_size: int | tuple[int, int] = 32, *given: Any) 
         weight: Tensor = layer.get_parameter("weight")
         total += output.numel() * math.prod(weight.shape[1:])  # each output is a sum over its channel's weights
 
-    size = (image_size, image_size) if isinstance(image_size, int) else image_size
     modes = {module: module.training for module in model.modules()}
     hooks = [m.register_forward_hook(add) for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     try:
         with torch.no_grad():
-            model.eval()(torch.zeros(1, 3, *size, device=next(model.parameters()).device), *given)
+            model.eval()(*given)
     finally:
         for hook in hooks:
             hook.remove()

@@ -7,18 +7,26 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 
 from rnas.attacks import PGD
+from rnas.compute.device import choose_precision, own_random_numbers, reseed
 from rnas.compute.precision import FP32, Precision, full_precision
+from rnas.data import load as load_data
+from rnas.data.official.catalogue import SETS
 from rnas.errors import RnasError
 from rnas.fast.recording import forget, recordable, wait
+from rnas.fast.supernet import FastSupernet
 from rnas.nas.methods import load
+from rnas.nets import zoo
+from rnas.nets.derived import DerivedNetwork
 from rnas.nets.space import uniform
 from rnas.nets.supernet import Supernet
-from rnas.settings import Evaluate, Search, Train
+from rnas.records.schema import Speed
+from rnas.settings import Distortion, Evaluate, Search, Source, Train
 from rnas.training.adversarial import frozen_for
 from rnas.training.step import weight_step
 
@@ -43,14 +51,6 @@ CPU_IMAGES = 32
 
 
 @dataclass(frozen=True)
-class Speed:
-    """Seconds for one image: to differentiate a frozen network for its input, and to train its weights on it."""
-
-    gradient: float
-    weights: float
-
-
-@dataclass(frozen=True)
 class Facts:
     """What costs depend on of a data set."""
 
@@ -58,6 +58,47 @@ class Facts:
     test: int
     classes: int
     image_size: tuple[int, int]
+
+
+def facts(source: Source) -> Facts:
+    """The counts of `source`; named sets are not loaded, let alone downloaded: planning does neither."""
+    official = SETS.get(source.data)
+    if official is not None:
+        found = Facts(*official.counts, official.class_count, (official.image_size, official.image_size))
+    else:
+        data = load_data(source.data, root=source.data_root)
+        found = Facts(len(data.train), len(data.test), len(data.classes), data.image_size)
+    size = (source.image_size, source.image_size) if source.image_size else found.image_size
+    most = found.train if source.limit_per_class is None else source.limit_per_class * found.classes
+    return Facts(min(found.train, most), found.test, found.classes, size)
+
+
+def stand_in(step: Train) -> str:
+    """The network to time for a training: where the cell is yet to be found, RNAS-L."""
+    return "RNAS-L" if "/" in step.arch or "\\" in step.arch else step.arch
+
+
+def timed(step: Search | Train, about: Facts, device: torch.device, images: int) -> Speed:
+    """Time the network of a search or a training on this device: on a CPU with so many `images`."""
+    with own_random_numbers(device):
+        reseed(0)
+        net = _supernet(step, about) if isinstance(step, Search) else _network(step, about)
+    batch = images if device.type == "cpu" else step.batch_size
+    return measure(net, about, batch, device, choose_precision(step.precision))
+
+
+def _supernet(step: Search, about: Facts) -> nn.Module:
+    net = FastSupernet(step.space, about.classes, zoo.MEAN, zoo.STD)
+    net.save_memory(step.save_memory)
+    return net
+
+
+def _network(step: Train, about: Facts) -> nn.Module:
+    sizes: dict[str, Any] = {"cells": step.cells, "channels": step.channels, "stem_stride": step.stem_stride}
+    net = zoo.build(stand_in(step), about.classes, image_size=about.image_size, **sizes)
+    if isinstance(net, DerivedNetwork):
+        net.save_memory(step.save_memory)
+    return net
 
 
 @full_precision()
@@ -126,12 +167,13 @@ def train_seconds(step: Train, about: Facts, speed: Speed) -> float:
 
 
 def search_seconds(step: Search, about: Facts, speed: Speed) -> float:
-    """Seconds of a search, by what its method says of an epoch."""
+    """Seconds of a search, by what its method says of an epoch and of choosing at the end."""
     method = load(step.method).method
     attack = step.perturbation.attack_steps * speed.gradient
     iterations = about.train / (1 if method.data == "all" else 2) / step.batch_size
-    epochs = [method.cost(step, epoch, iterations) for epoch in range(1, step.epochs + 1)]
-    images = step.batch_size * sum(e.attacks * attack + e.passes * speed.weights for e in epochs)
+    costs = [method.cost(step, epoch, iterations) for epoch in range(1, step.epochs + 1)]
+    costs.append(method.cost_of_choosing(step, iterations))
+    images = step.batch_size * sum(c.attacks * attack + c.passes * speed.weights for c in costs)
     watching = 2 * step.monitor * (attack + 2 * speed.gradient)
     return images + step.epochs * watching
 
@@ -140,3 +182,8 @@ def evaluate_seconds(step: Evaluate, training: Train, about: Facts, speed: Speed
     """Seconds of an evaluation of the network that `training` makes."""
     images, surviving = min(step.limit or about.test, about.test), survivors(training)
     return images * speed.gradient * (FORWARD + sum(passes(attack, surviving) for attack in step.attacks))
+
+
+def distortion_seconds(step: Distortion, about: Facts, speed: Speed) -> float:
+    """Seconds of measuring how far an attack moves the features of a network."""
+    return min(step.limit, about.test) * speed.gradient * (step.attack_steps + 2 * FORWARD)

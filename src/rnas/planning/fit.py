@@ -8,24 +8,23 @@ import os
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from rnas.compute.device import choose_device, choose_precision, own_random_numbers, reseed
+from rnas.compute.device import choose_device
 from rnas.console import Console
 from rnas.data import Dataset
 from rnas.errors import RnasError
-from rnas.fast.supernet import FastSupernet
-from rnas.files import read_json, write_json
-from rnas.nets import zoo
-from rnas.nets.derived import DerivedNetwork
-from rnas.planning.budgets import Budget, Changes, plan, work
-from rnas.planning.cost import CPU_IMAGES, Facts, Speed, evaluate_seconds, measure, search_seconds, train_seconds
+from rnas.files import write_json
+from rnas.nas.methods.rnas import Settings
+from rnas.planning.budgets import FEW_ATTACKS, NOWHERE, Budget, plan, work
+from rnas.planning.cost import CPU_IMAGES, Facts, evaluate_seconds, search_seconds, timed, train_seconds
+from rnas.records import codec
 from rnas.records.layout import FITTED
-from rnas.settings import Run, flags
+from rnas.records.schema import Speed, Work
+from rnas.settings import Distortion, Evaluate, Perturbation, Run, SearchSpace, Source, Train, flags
 from rnas.wording import roughly
 
 MINUTES = 20.0
@@ -96,59 +95,42 @@ RUNGS = (
 
 
 @dataclass(frozen=True)
-class Choice:
+class Choice(Work):
     """What was chosen for a run, and how many seconds it should take."""
 
-    search_side: int | None
-    """Pixels to which the search's images are scaled; None: as they are."""
-    search_per_class: int | None
-    """Training images of each class that the search sees; None: all."""
-    search_cells: int
-    search_channels: int
-    search_epochs: int
-    train_cells: int
-    train_channels: int
-    stem_stride: int
-    train_epochs: int
-    batch_size: int
-    attacked: int
-    """Test images."""
-    threads: int
-    """Of torch on a CPU."""
-    seconds: int
-
-    def changes(self, eps: float) -> Changes:
-        """As changes to the paper's settings. Three steps of ε/2 take about three fifths of the time of the paper's
-        seven of ε/4: the epochs that this leaves time for are worth more."""
-        attack = {"attack_steps": 3, "step": eps / 2}
-        source = {"image_size": self.search_side, "limit_per_class": self.search_per_class}
-        return {
-            "source": {name: value for name, value in source.items() if value is not None},
-            "space": {"cells": self.search_cells, "channels": self.search_channels},
-            "attack": attack,
-            "train-attack": attack,
-            "search": {
-                "bound": "0.5x",
-                "epochs": self.search_epochs,
-                "warmup": self.search_epochs // 2,
-                "batch_size": self.batch_size,
-                "lr": 0.05,
-                "alpha_lr": 0.01,
-                "projection_steps": 40,
-                "projection_lr": 0.4,
-                "monitor": 64,
-            },
-            "train": {
-                "cells": self.train_cells,
-                "channels": self.train_channels,
-                "stem_stride": self.stem_stride,
-                "epochs": self.train_epochs,
-                "batch_size": self.batch_size,
-                "lr": 0.05,
-                "drop_path": 0.0,
-            },
-            "evaluate": {"attacks": ("fgsm", "pgd20", "cw"), "limit": self.attacked},
-        }
+    def budget(self, eps: float) -> Budget[Settings]:
+        """As a budget. Three steps of ε/2 take about three fifths of the time of the paper's seven of ε/4: the epochs
+        that this leaves time for are worth more."""
+        attack = Perturbation(attack_steps=3, step=eps / 2)
+        search = Settings(
+            NOWHERE,
+            Source(image_size=self.search_side, limit_per_class=self.search_per_class),
+            SearchSpace(self.search_cells, self.search_channels),
+            attack,
+            bound="0.5x",
+            epochs=self.search_epochs,
+            warmup=self.search_epochs // 2,
+            batch_size=self.batch_size,
+            lr=0.05,
+            alpha_lr=0.01,
+            projection_steps=40,
+            projection_lr=0.4,
+            monitor=64,
+        )
+        train = Train(
+            "",
+            NOWHERE,
+            perturbation=attack,
+            cells=self.train_cells,
+            channels=self.train_channels,
+            stem_stride=2 if self.stem_stride == 2 else 1,
+            epochs=self.train_epochs,
+            batch_size=self.batch_size,
+            lr=0.05,
+            drop_path=0.0,
+        )
+        evaluate = Evaluate(NOWHERE, FEW_ATTACKS, limit=self.attacked)
+        return Budget(search, train, evaluate, Distortion(("",), NOWHERE))
 
 
 def choose(settings: Run, data: Dataset, console: Console) -> Choice:
@@ -164,14 +146,10 @@ def choose(settings: Run, data: Dataset, console: Console) -> Choice:
         if choice.seconds > LONGER * asked and not settings.yes:
             _ask(settings, data, choice.seconds, asked, console)
         return choice
-    found = read_json(path)
-    if not isinstance(found, dict) or found.keys() != {f.name for f in fields(Choice)}:
-        raise RnasError(f"{path} is damaged: it holds no choice of a run's work; start in another --out")
-    for name, value in found.items():
-        optional = value is None and name in ("search_side", "search_per_class")
-        if not optional and (type(value) is not int or value < 1):
-            raise RnasError(f"{path} is damaged: {name} is {value!r}; start in another --out")
-    return Choice(**found)
+    try:
+        return codec.read(Choice, path)
+    except RnasError as e:
+        raise RnasError(f"{e}; start in another --out") from e
 
 
 def _ask(settings: Run, data: Dataset, needed: float, asked: float, console: Console) -> None:
@@ -189,10 +167,10 @@ def _ask(settings: Run, data: Dataset, needed: float, asked: float, console: Con
 def keep(choice: Choice, out: Path) -> None:
     """Keep `choice` in the run's folder `out`, for calls that go on with the run."""
     if not (out / FITTED).exists():
-        write_json(out / FITTED, asdict(choice))
+        write_json(out / FITTED, codec.encode(choice))
 
 
-def describe(choice: Choice, budget: Budget, minutes: float | None, kept: bool = False) -> str:
+def describe(choice: Choice, budget: Budget[Settings], minutes: float | None, kept: bool = False) -> str:
     """What was chosen, now or (`kept`) by an earlier call, for people: one line."""
     about, asked = max(1, round(choice.seconds / 60)), MINUTES if minutes is None else minutes
     text = work(budget)
@@ -253,21 +231,9 @@ def threads(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def speeds(budget: Budget, seen: Facts, about: Facts, device: torch.device) -> tuple[Speed, Speed]:
-    """The speeds of the supernet, on the images `seen` by the search, and of the network to train: RNAS-L stands in for
-    the cell that is yet to be found."""
-    train = budget.train
-    batch = CPU_IMAGES if device.type == "cpu" else train.batch_size
-    options: dict[str, Any] = {"cells": train.cells, "channels": train.channels, "stem_stride": train.stem_stride}
-    with own_random_numbers(device):
-        reseed(0)
-        supernet = FastSupernet(budget.search.space, about.classes, zoo.MEAN, zoo.STD)
-        network = zoo.build("RNAS-L", about.classes, image_size=about.image_size, **options)
-    supernet.save_memory(budget.search.save_memory)
-    assert isinstance(network, DerivedNetwork)
-    network.save_memory(train.save_memory)
-    precision = choose_precision(train.precision)
-    return measure(supernet, seen, batch, device, precision), measure(network, about, batch, device, precision)
+def speeds(budget: Budget[Settings], seen: Facts, about: Facts, device: torch.device) -> tuple[Speed, Speed]:
+    """The speeds of the supernet, on the images `seen` by the search, and of the network to train."""
+    return timed(budget.search, seen, device, CPU_IMAGES), timed(budget.train, about, device, CPU_IMAGES)
 
 
 class _Fitter:
@@ -292,8 +258,8 @@ class _Fitter:
             budget, device = self.plan(self._choice()), choose_device(settings.device)
             self.supernet, self.network = speeds(budget, self.seen, self.about, device)
 
-    def plan(self, choice: Choice) -> Budget:
-        return plan(self.settings, self.about.train, choice.changes(self.eps))
+    def plan(self, choice: Choice) -> Budget[Settings]:
+        return plan(self.settings, self.about.train, choice.budget(self.eps))
 
     def spend(self, seconds: float) -> Choice:
         """The choice that takes about `seconds`, or the least that makes sense."""

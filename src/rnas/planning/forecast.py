@@ -16,7 +16,8 @@ from rnas.console import Console
 from rnas.data import Dataset
 from rnas.fast.supernet import FastSupernet
 from rnas.nets.derived import DerivedNetwork
-from rnas.planning.cost import CPU_IMAGES, Facts, Speed, measure, search_seconds, train_seconds
+from rnas.planning.cost import CPU_IMAGES, Facts, measure, search_seconds, train_seconds
+from rnas.records.schema import Speed
 from rnas.settings import Search, Train, flags
 from rnas.training.adversarial import training_attack
 from rnas.wording import radius, roughly

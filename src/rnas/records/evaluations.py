@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rnas.errors import RnasError
-from rnas.files import read_json
+from rnas.records import codec
 from rnas.records.arrays import UNBOUNDED, read_masks, union
-from rnas.records.schema import Record, check_evaluation
+from rnas.records.layout import EVALUATION, EXAMPLES, MASKS
+from rnas.records.schema import Evaluation, Figure
 from rnas.settings import Evaluate
 from rnas.statistics import wilson
 
@@ -39,23 +40,24 @@ class Files:
     folder: Path
     name: str = ""
 
-    def _path(self, stem: str, suffix: str) -> Path:
+    def _path(self, file: str) -> Path:
+        stem, _, suffix = file.partition(".")
         return self.folder / ".".join(filter(None, (stem, self.name, suffix)))
 
     @property
     def summary(self) -> Path:
         """Accuracies, settings and warnings."""
-        return self._path("evaluation", "json")
+        return self._path(EVALUATION)
 
     @property
     def masks(self) -> Path:
         """The verdict on every image."""
-        return self._path("masks", "npz")
+        return self._path(MASKS)
 
     @property
     def examples(self) -> Path:
         """Some images and what became of them."""
-        return self._path("examples", "npz")
+        return self._path(EXAMPLES)
 
 
 @dataclass(frozen=True)
@@ -63,14 +65,14 @@ class Kept:
     """An evaluation that was kept: its figures agree with its masks."""
 
     files: Files
-    summary: Record
+    summary: Evaluation
     masks: dict[str, Mask]
     labels: NDArray[np.int64] | None
 
     @property
     def attacks(self) -> list[str]:
         """The names of its attacks."""
-        return list(self.summary["attacks"])
+        return list(self.summary.attacks)
 
 
 def in_folder(folder: Path) -> list[Files]:
@@ -87,8 +89,8 @@ def read_all(folder: Path) -> list[Kept]:
 def _foundation(kept: Kept) -> tuple[Any, ...]:
     """What makes one evaluation better founded than another: the network's own test images, not too few, AutoAttack,
     many images, many attacks."""
-    n = kept.summary.get("n") or 0
-    return (kept.summary.get("data") is None, n >= FEW, "aa" in kept.attacks, n, len(kept.attacks))
+    found = kept.summary
+    return (found.data is None, found.n >= FEW, "aa" in found.attacks, found.n, len(found.attacks))
 
 
 def read(files: Files) -> Kept:
@@ -97,85 +99,85 @@ def read(files: Files) -> Kept:
 
     RnasError if a file is damaged, or if what cannot be derived contradicts its neighbours.
     """
-    summary = read_json(files.summary)
-    if not isinstance(summary, dict):
-        raise RnasError(f"{files.summary} is damaged: expected a JSON object")
-    check_evaluation(summary, files.summary)
+    summary = codec.read(Evaluation, files.summary)
     masks, labels = read_masks(files.masks)
     n = len(next(iter(masks.values()), ()))
-    if masks and summary.get("n") not in (None, n):
+    if masks and summary.n != n:
         raise RnasError(
-            f"{files.masks} has verdicts on {n} images, but by {files.summary} they are {summary['n']}: "
+            f"{files.masks} has verdicts on {n} images, but by {files.summary} they are {summary.n}: "
             "one of the two is damaged"
         )
     derived = _derived(summary, masks)
     changed = [
-        f"{files.summary.name} says {entry['accuracy']:.2%} for {name}: it is damaged, and the figure of "
-        f"{files.masks.name}, {new['accuracy']:.2%}, is shown"
-        for name, entry, new in _pairs(summary, derived)
-        if entry.get("accuracy") is not None and abs(entry["accuracy"] - new["accuracy"]) > 1e-9 and name != "union"
+        f"{files.summary.name} says {was.accuracy:.2%} for {name}: it is damaged, and the figure of "
+        f"{files.masks.name}, {new.accuracy:.2%}, is shown"
+        for name, was, new in _pairs(summary, derived)
+        if name != "union" and abs(was.accuracy - new.accuracy) > 1e-9
     ]
-    for name, _, entry in _pairs(summary, derived):
-        low, high = entry.get("interval") or (0, 1)
-        if not low - 1e-9 <= (entry.get("accuracy") or low) <= high + 1e-9:
+    for name, _, new in _pairs(summary, derived):
+        low, high = new.interval or (0, 1)
+        if not low - 1e-9 <= new.accuracy <= high + 1e-9:
             raise RnasError(f"{files.summary} is damaged: the accuracy of {name} lies outside its interval")
-    if changed:
-        derived["warnings"] = [*derived.get("warnings", []), *changed]
-    return Kept(files, derived, masks, labels)
+    return Kept(files, replace(derived, warnings=(*derived.warnings, *changed)), masks, labels)
 
 
-def _pairs(summary: Record, derived: Record) -> Iterable[tuple[str, Record, Record]]:
+def _pairs(summary: Evaluation, derived: Evaluation) -> Iterable[tuple[str, Figure, Figure]]:
     """Every figure by name, as `summary` has it and as `derived` has it."""
-    yield "clean", summary["clean"], derived["clean"]
-    for name, entry in summary["attacks"].items():
-        yield name, entry, derived["attacks"][name]
-    if "union" in derived:
-        yield "union", summary.get("union", {}), derived["union"]
+    for name in ("clean", *summary.attacks, "union"):
+        was, new = summary.figure(name), derived.figure(name)
+        if new is not None:
+            yield name, was or new, new
 
 
-def _derived(summary: Record, masks: Mapping[str, Mask]) -> Record:
+def _derived(summary: Evaluation, masks: Mapping[str, Mask]) -> Evaluation:
     """`summary` with every figure that follows from the masks."""
     if "clean" not in masks:
-        return dict(summary)
+        return summary
     attacks = {
-        name: {**entry, **figure(masks[name])} if name in masks else entry for name, entry in summary["attacks"].items()
+        name: replace(entry, **vars(figure(masks[name], entry.seconds)) | {"more": entry.more})
+        if name in masks
+        else entry
+        for name, entry in summary.attacks.items()
     }
-    derived = {**summary, "n": len(masks["clean"]), "clean": {**summary["clean"], **figure(masks["clean"])}}
-    if set(attacks) - set(UNBOUNDED) <= set(masks):
-        derived = {key: value for key, value in derived.items() if key != "union"}
-        derived |= of_union({name: masks[name] for name in ("clean", *attacks) if name in masks})
-    return {**derived, "attacks": attacks}
+    known = {name: masks[name] for name in ("clean", *attacks) if name in masks}
+    complete = set(attacks) - set(UNBOUNDED) <= set(masks)
+    return replace(
+        summary,
+        n=len(masks["clean"]),
+        clean=figure(masks["clean"]),
+        attacks=attacks,
+        union=of_union(known) if complete else summary.union,
+    )
 
 
-def figure(mask: Mask) -> Record:
-    """An accuracy with its interval, from a mask of what is still right."""
+def figure(mask: Mask, seconds: float | None = None) -> Figure:
+    """An accuracy with its interval, from a mask of what is still right, and the `seconds` that the attack took."""
     share, n = int(mask.sum()) / len(mask), len(mask)
-    return {"accuracy": share, "interval": list(wilson(share, n))}
+    return Figure(share, wilson(share, n), seconds)
 
 
-def of_union(masks: Mapping[str, Mask]) -> Record:
-    """The entry of all bounded attacks together, if there is one among `masks`."""
+def of_union(masks: Mapping[str, Mask]) -> Figure | None:
+    """That of all bounded attacks together, if there is one among `masks`."""
     withstood = union(masks)
-    return {} if withstood is None else {"union": figure(withstood)}
+    return None if withstood is None else figure(withstood)
 
 
-def alike(one: Record, other: Record) -> bool:
+def alike(one: Evaluation, other: Evaluation) -> bool:
     """Whether two evaluations are of the same weights on the same images under the same threat."""
-    return all(one.get(key) == other.get(key) for key in KIND)
+    return all(getattr(one, key) == getattr(other, key) for key in KIND)
 
 
-def name_for(summary: Record) -> str:
+def name_for(summary: Evaluation) -> str:
     """What to call an evaluation that lies beside others: its threat, its images, and a digest of all that sets its
     kind apart."""
-    kind = json.dumps([summary.get(key) for key in KIND])
+    kind = json.dumps([getattr(summary, key) for key in KIND])
     digest = hashlib.sha256(kind.encode()).hexdigest()[:6]
-    return f"{summary['norm']}-{summary['eps']:.4g}-n{summary['n']}-seed{summary['seed']}-{digest}"
+    return f"{summary.norm}-{summary.eps:.4g}-n{summary.n}-seed{summary.seed}-{digest}"
 
 
-def is_of(summary: Record, weights: object) -> bool:
+def is_of(summary: Evaluation, weights: str | None) -> bool:
     """Whether an evaluation is of the network whose weights have the digest `weights`, as far as the two say."""
-    known = isinstance(summary.get("weights"), str) and isinstance(weights, str)
-    return not known or summary["weights"] == weights
+    return summary.weights is None or weights is None or summary.weights == weights
 
 
 def radius(settings: Evaluate, dataset: str) -> float:
@@ -183,25 +185,19 @@ def radius(settings: Evaluate, dataset: str) -> float:
     return settings.eps or (0.5 if settings.norm == "l2" else 16 / 255 if dataset == "digits" else 8 / 255)
 
 
-def asked(settings: Evaluate) -> Record:
-    """Which images were asked for, as evaluation.json says it."""
-    return {"limit": settings.limit, "data": settings.data}
-
-
-def as_asked(summary: Record, settings: Evaluate, weights: object) -> bool:
+def as_asked(summary: Evaluation, settings: Evaluate, weights: str | None) -> bool:
     """Whether an evaluation is on the images and under the threat of `settings`, by whichever attacks."""
     wanted = {
-        **asked(settings),
-        "eps": radius(settings, str(summary.get("dataset"))),
+        "limit": settings.limit,
+        "data": settings.data,
+        "eps": radius(settings, str(summary.dataset)),
         "norm": settings.norm,
         "seed": settings.seed,
         "weights": weights,
     }
-    return all(summary.get(k) == v for k, v in wanted.items())
+    return all(getattr(summary, key) == value for key, value in wanted.items())
 
 
-def answers(summary: Any, settings: Evaluate, weights: object) -> bool:
-    """Whether an evaluation.json holds what one with `settings` would find, and maybe more attacks."""
-    if not isinstance(summary, dict) or not isinstance(summary.get("attacks"), dict):
-        return False  # not as rnas writes it
-    return as_asked(summary, settings, weights) and set(settings.attacks) <= set(summary["attacks"])
+def answers(summary: Evaluation, settings: Evaluate, weights: str | None) -> bool:
+    """Whether an evaluation holds what one with `settings` would find, and maybe more attacks."""
+    return as_asked(summary, settings, weights) and set(settings.attacks) <= set(summary.attacks)

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from rnas.errors import RnasError
 from rnas.files import (
@@ -31,11 +31,17 @@ from rnas.settings import Search, Source, from_json, identity
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
-from rnas.records.layout import ENVIRONMENT, LOCK, LOG, SETTINGS, WRITER
-from rnas.records.schema import Record
+from rnas.records import codec
+from rnas.records.layout import CHECKPOINT, ENVIRONMENT, LOCK, LOG, SETTINGS, WRITER
+from rnas.records.schema import EVENTS, Candidate, Environment, Epoch, Warned, Writer
 
+Record = dict[str, Any]
+"""A JSON object."""
 CHECK = "crc32"
 """The key of a log line's checksum: of the line as it is without it."""
+
+
+E = TypeVar("E", bound=Epoch)
 
 
 class Trained(NamedTuple):
@@ -71,7 +77,7 @@ class Run:
         with alone(folder):
             check_free(folder, wanted, resume)  # whoever held it before may have begun another run
             if not (folder / SETTINGS).exists():
-                write_json(folder / ENVIRONMENT, environment(device, getattr(settings, "seed", None)))
+                write_json(folder / ENVIRONMENT, codec.encode(environment(device, getattr(settings, "seed", None))))
                 write_json(folder / SETTINGS, {**wanted, "rnas": metadata.version("rnas")})
             yield Run(folder, wanted)
 
@@ -106,8 +112,8 @@ def alone(folder: Path, wait: Callable[[str], None] | None = None) -> Iterator[N
     """
     lock = _hold(folder, wait)
     try:
-        holder = {"pid": os.getpid(), "host": platform.node(), "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}"}
-        write_json(folder / WRITER, holder)
+        holder = Writer(os.getpid(), platform.node(), f"{datetime.now():%Y-%m-%d %H:%M:%S}")
+        write_json(folder / WRITER, codec.encode(holder))
         remove_leftovers(folder, TEMPORARY)
         yield
     finally:
@@ -134,10 +140,10 @@ def _hold(folder: Path, wait: Callable[[str], None] | None) -> BaseFileLock:
 def _writer(folder: Path) -> str:
     """The process that holds `folder`, for people: it writes its name a moment after it has the lock."""
     try:
-        found = json.loads((folder / WRITER).read_bytes())
-        return f"process {found['pid']} on {found['host']} since {found['since']}"
-    except (OSError, ValueError, KeyError, TypeError):
+        found = codec.read(Writer, folder / WRITER)
+    except RnasError:
         return "another process"
+    return f"process {found.pid} on {found.host} since {found.since}"
 
 
 def command_of(settings: Any) -> str:
@@ -151,7 +157,7 @@ def check_free(folder: Path, wanted: dict[str, Any], resume: bool) -> None:
         raise RnasError(f"{folder} is a file: --out names a folder")
     if not (folder / SETTINGS).exists():
         check_writable(folder)
-        left = [name for name in (LOG, "checkpoint.pt") if (folder / name).exists()]
+        left = [name for name in (LOG, CHECKPOINT) if (folder / name).exists()]
         if left:
             raise RnasError(f"{folder} holds {left[0]} but no {SETTINGS}: choose another --out")
         return
@@ -175,7 +181,8 @@ def check_free(folder: Path, wanted: dict[str, Any], resume: bool) -> None:
 
 def differences(found: Record, wanted: Record) -> dict[str, str]:
     """What tells the run `found` from the run `wanted`: each setting, and how it differs, for people."""
-    found = {"precision": "fp32", "lr_min": 0.0, **found}  # what there was before they could be chosen
+    as_ever = {"precision": "fp32", "lr_min": 0.0, "target_cells": 20, "target_channels": 36}  # before one could choose
+    found = {**as_ever, **found}
     return {k: _change(k, found.get(k), v) for k, v in wanted.items() if found.get(k) != v}
 
 
@@ -218,7 +225,7 @@ def read_log(folder: Path) -> list[Record]:
     """The events of a run, in order. A line cut off by a kill at the end of the file is left out.
 
     RnasError, naming file and line, unless every line is an object as it was written (lines of earlier versions have
-    no checksum), its numbers are finite, and the epochs are 1, 2, 3 and so on.
+    no checksum), its numbers are finite, the epochs are 1, 2, 3 and so on, and a candidate has its number and score.
     """
     path = folder / LOG
     if not path.exists():
@@ -235,8 +242,33 @@ def read_log(folder: Path) -> list[Record]:
                 raise RnasError(f"{where} is an epoch without a number: the log is damaged")
             if event["epoch"] != epochs:
                 raise RnasError(f"{where} is epoch {event['epoch']} where epoch {epochs} belongs: the log is damaged")
+        if event.get("event") == "candidate" and not _is_scored(event):
+            raise RnasError(f"{where} is a candidate without its round, number or score: the log is damaged")
         events.append(event)
     return events
+
+
+def read_events(folder: Path, kind: type[E]) -> tuple[tuple[E, ...], tuple[Warned | Candidate, ...]]:
+    """The log of a run as records: its epochs, of the class `kind`, and its warnings and candidates. Events that this
+    version does not know are left out.
+
+    RnasError, naming the line, as of `read_log`, and for what is not of the right form.
+    """
+    epochs: list[E] = []
+    others: list[Warned | Candidate] = []
+    for number, event in enumerate(read_log(folder), 1):
+        name, where = event.pop("event", None), f"{folder / LOG}, line {number},"
+        if name == "epoch":
+            epochs.append(codec.decode(kind, event, where))
+        elif isinstance(name, str) and name in EVENTS:
+            others.append(codec.decode(EVENTS[name], event, where))
+    return tuple(epochs), tuple(others)
+
+
+def _is_scored(event: Record) -> bool:
+    """Whether the line of a candidate says which it is, and how good."""
+    kinds: dict[str, tuple[type, ...]] = {"round": (str,), "number": (int,), "score": (int, float)}
+    return all(type(event.get(key)) in types for key, types in kinds.items())
 
 
 def _event(line: str, where: str) -> Record:
@@ -273,23 +305,23 @@ def training_of(folder: Path) -> Trained:
             if not isinstance(source.get(key), kinds):
                 raise TypeError(f"{key} is {source.get(key)!r}")
         return Trained(Source(**source), int(settings["seed"]), bool(settings["standard"]))
-    except (KeyError, TypeError, ValueError, RnasError) as e:
+    except (KeyError, OverflowError, TypeError, ValueError, RnasError) as e:
         raise RnasError(f"{path} does not say which images the network was trained on, and how ({e})") from e
 
 
-def environment(device: str, seed: int | None) -> dict[str, Any]:
-    """What a run depends on besides its settings: versions, device, commit, seed, command."""
+def environment(device: str, seed: int | None) -> Environment:
+    """What a run depends on besides its settings, of this process."""
     packages = ("rnas", "torch", "numpy", "scipy", "scikit-learn", "pillow")
-    return {
-        "command": shlex.join(["rnas", *sys.argv[1:]]),
-        "python": platform.python_version(),
-        "versions": {name: metadata.version(name) for name in packages},
-        "platform": platform.platform(),
-        "cpus": os.cpu_count(),
-        "device": device,
-        "commit": _commit(),
-        "seed": seed,
-    }
+    return Environment(
+        command=shlex.join(["rnas", *sys.argv[1:]]),
+        python=platform.python_version(),
+        versions={name: metadata.version(name) for name in packages},
+        platform=platform.platform(),
+        cpus=os.cpu_count(),
+        device=device,
+        commit=_commit(),
+        seed=seed,
+    )
 
 
 def _commit() -> str | None:

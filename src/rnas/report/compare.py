@@ -95,11 +95,13 @@ def _check_same(a: NetworkPart, b: NetworkPart) -> None:
     for part in (a, b):
         if not part.masks:
             raise RnasError(f"{part.folder} has no masks.npz: rnas evaluate {part.folder} writes one")
-    one, other = a.evaluation or {}, b.evaluation or {}
+    one, other = a.evaluation, b.evaluation
+    assert one is not None
+    assert other is not None
     if (key := differing(one, other)) is not None:
         raise RnasError(
             f"{a.name} and {b.name} were not evaluated on the same images under the same threat: "
-            f"{key} is {one.get(key)!r} in one and {other.get(key)!r} in the other"
+            f"{key} is {getattr(one, key)!r} in one and {getattr(other, key)!r} in the other"
         )
     lengths = {len(mask) for part in (a, b) for mask in part.masks.values()}
     labels = a.labels is None or b.labels is None or np.array_equal(a.labels, b.labels)

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from rnas.errors import RnasError
 from rnas.records.arrays import read_arrays
-from rnas.records.schema import Record
+from rnas.records.layout import DISTORTION, FEATURES
+from rnas.records.schema import LayerDistortion
 from rnas.report.drawing import theme
 from rnas.report.drawing.shapes import Dot, Drawing, Picture, Text, arranged, text_width
 from rnas.report.figures import Distorted, distortion_drawings
@@ -27,13 +28,13 @@ class Measured:
     """What `rnas distortion` found of one network."""
 
     name: str
-    record: Record
+    record: LayerDistortion
     features: dict[str, NDArray[np.float32]]
 
     @property
     def layers(self) -> list[str]:
         """The layers that were measured, in their order."""
-        return [str(layer) for layer in self.record["layers"]]
+        return list(self.record.layers)
 
 
 @dataclass(frozen=True)
@@ -48,16 +49,16 @@ class Maps:
 def read_measured(folder: Path | str, name: str | None = None) -> Measured:
     """The distortion.json and features.npz of `folder`. RnasError if they are missing or damaged."""
     folder = Path(folder)
-    record = read_distortion(folder / "distortion.json")
+    record = read_distortion(folder / DISTORTION)
     if record is None:
         raise RnasError(f"{folder} holds no distortion.json: rnas distortion writes it")
-    return Measured(name or described(record), record, read_arrays(folder / "features.npz"))
+    return Measured(name or described(record), record, read_arrays(folder / FEATURES))
 
 
-def described(record: Record) -> str:
+def described(record: LayerDistortion) -> str:
     """What a network is called in a figure: VGG16 (AT), RNAS-L (untrained)."""
-    how = "untrained" if not record.get("trained") else "ST" if record.get("standard") else "AT"
-    arch = str(record.get("model", "network"))
+    how = "untrained" if not record.trained else "ST" if record.standard else "AT"
+    arch = record.model or "network"
     return f"{'the cell found' if arch == 'genotype' else arch} ({how})"
 
 
@@ -82,8 +83,8 @@ def _told_apart(networks: Sequence[Measured]) -> list[Measured]:
     """The networks, with the names of their runs where two are otherwise called the same."""
     names = [network.name for network in networks]
     return [
-        replace(network, name=f"{network.name}, {Path(str(network.record['run'])).name}")
-        if names.count(network.name) > 1 and "run" in network.record
+        replace(network, name=f"{network.name}, {Path(network.record.run).name}")
+        if names.count(network.name) > 1 and network.record.run is not None
         else network
         for network in networks
     ]
@@ -150,11 +151,11 @@ def _in_words(groups: Sequence[Maps]) -> str:
 
 def _colored(pixels: NDArray[np.float32], both: Sequence[NDArray[np.float32]]) -> NDArray[np.uint8]:
     """A map (h,w) in colours (h,w,3) that span the values of `both`."""
-    from matplotlib import colormaps
-
     low, high = min(float(m.min()) for m in both), max(float(m.max()) for m in both)
     share = (pixels - low) / (high - low) if high > low else np.zeros_like(pixels)
-    return np.asarray(colormaps["viridis"](share, bytes=True)[..., :3], dtype=np.uint8)
+    stops = np.array([list(bytes.fromhex(color)) for color in theme.VIRIDIS])
+    places = np.linspace(0, 1, len(stops))
+    return np.stack([np.rint(np.interp(share, places, stops[:, c])) for c in range(3)], -1).astype(np.uint8)
 
 
 def distortion_figure(networks: Sequence[Measured]) -> Drawing:

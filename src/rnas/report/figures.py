@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 
 from rnas.genotype import Cell
 from rnas.records.arrays import union
-from rnas.records.schema import Record
+from rnas.records.schema import LayerDistortion
 from rnas.report.drawing import theme
 from rnas.report.drawing.cells import pretty, state_name
 from rnas.report.drawing.charts import Bubble, Format, Mark, Series, bubble_chart, dot_chart, line_chart, percent, short
 from rnas.report.drawing.shapes import Drawing, Text, png, polyline
 from rnas.report.html import Html, el, join
 from rnas.report.read import Examples, NetworkPart, SearchPart
-from rnas.report.tables import chance, columns_of, entry
+from rnas.report.tables import accuracy, chance, columns_of, entry
 from rnas.report.words import attack_name, threat
 from rnas.wording import radius
 
@@ -45,7 +45,7 @@ def search_charts(part: SearchPart) -> list[Html]:
     x = part.numbers()
     if not x:
         return []
-    phases = [e.get("phase") for e in part.epochs]
+    phases = [e.phase for e in part.epochs]
     warm = max((e for e, phase in zip(x, phases, strict=True) if phase == "warmup"), default=0)
     shade = (float(warm), "warm-up") if warm else None
     charts: list[Html] = []
@@ -236,21 +236,16 @@ def _legend(networks: Iterable[tuple[str, str]]) -> Html:
 
 def _mark(part: NetworkPart, attack: str, role: str) -> Mark | None:
     found = entry(part, attack)
-    if found.get("accuracy") is None:
-        return None
-    interval = found.get("interval")
-    return Mark(found["accuracy"], role, (interval[0], interval[1]) if interval else None)
+    return None if found is None else Mark(found.accuracy, role, found.interval)
 
 
 def trade_off_chart(networks: Sequence[NetworkPart]) -> Html | None:
     """Robust against clean accuracy, bubbles by parameters (Fig. 1): for three networks and more of one test."""
     bubbles = []
     for i, part in enumerate(networks):
-        clean, union = entry(part, "clean").get("accuracy"), entry(part, "union").get("accuracy")
-        parameters = part.model.get("parameters")
+        clean, union = accuracy(part, "clean"), accuracy(part, "union")
         if clean is not None and union is not None:
-            size = float(parameters) if type(parameters) is int and parameters > 0 else 0.0
-            bubbles.append(Bubble(part.name, clean, union, size, theme.series(i)))
+            bubbles.append(Bubble(part.name, clean, union, float(part.parameters or 0), theme.series(i)))
     if len(bubbles) < 3:
         return None
     title = "Robust against clean accuracy"
@@ -296,7 +291,7 @@ def training_charts(networks: Sequence[NetworkPart]) -> list[Html]:
     return charts
 
 
-Distorted = tuple[str, str, Record]
+Distorted = tuple[str, str, LayerDistortion]
 """A network's name, its colour, and its distortion.json."""
 
 
@@ -305,19 +300,16 @@ def distortion_drawings(networks: Sequence[Distorted]) -> list[tuple[Drawing, li
     networks. What has no distortion at all is not drawn."""
     groups: dict[tuple[tuple[str, ...], str], list[Distorted]] = {}
     for network in networks:
-        layers = tuple(map(str, network[2]["layers"]))
+        layers = network[2].layers
         groups.setdefault((layers, _measured_by(network[2])), []).append(network)
     drawings = []
     for (layers, _), members in groups.items():
-        rows = [
-            (layer, [Mark(float(d["vulnerability"][k]), role) for _, role, d in members])
-            for k, layer in enumerate(layers)
-        ]
+        rows = [(layer, [Mark(d.vulnerability[k], role) for _, role, d in members]) for k, layer in enumerate(layers)]
         if all(m.value <= 0 for _, marks in rows for m in marks):
             continue
         title = f"Distortion by layer of {', '.join(name for name, _, _ in members)}"
         described = "From the first layer to the last: " + "; ".join(
-            f"{name} " + ", ".join(short(float(v)) for v in d["vulnerability"]) for name, _, d in members
+            f"{name} " + ", ".join(short(v) for v in d.vulnerability) for name, _, d in members
         )
         drawing = dot_chart(
             rows, title=title, description=described + ".", form=short, log=True, unit=_unit(members[0][2])
@@ -326,16 +318,16 @@ def distortion_drawings(networks: Sequence[Distorted]) -> list[tuple[Drawing, li
     return drawings
 
 
-def _unit(record: Record) -> str:
+def _unit(record: LayerDistortion) -> str:
     """What a distortion is measured in."""
-    each = "" if record.get("reduction") == "sum" else ", mean over the positions of a channel"
+    each = "" if record.reduction == "sum" else ", mean over the positions of a channel"
     return f"KL divergence in nats{each}"
 
 
-def _measured_by(record: Record) -> str:
+def _measured_by(record: LayerDistortion) -> str:
     """Under which attack, and how, a distortion was measured: figures of others cannot share an axis."""
-    attack, reduction, features = (str(record.get(key, "")) for key in ("attack", "reduction", "features"))
-    return ", ".join(s for s in (attack_name(attack), threat(record), reduction, features) if s)
+    attack = attack_name(record.attack) if record.attack else None
+    return ", ".join(s for s in (attack, threat(record), record.reduction, record.features) if s)
 
 
 def distortion_chart(networks: Sequence[NetworkPart]) -> Html | None:
@@ -382,9 +374,8 @@ def example_figures(part: NetworkPart, examples: Examples, most: int = 12) -> Ht
     """Images, their adversarial versions, and the difference on a diverging scale of ±ε."""
     clean = examples.clean / 255.0
     difference = (examples.adversarial - clean).mean(-1)  # over the channels
-    eps = (part.evaluation or {}).get("eps")
-    bounded = isinstance(eps, float) and (part.evaluation or {}).get("norm", "linf") == "linf"
-    scale = float(eps) if bounded and isinstance(eps, float) else float(np.abs(difference).max(initial=0.0)) or 1.0
+    bound = part.evaluation.eps if part.evaluation and part.evaluation.norm == "linf" else None
+    scale = bound or float(np.abs(difference).max(initial=0.0)) or 1.0
     shown = radius(scale)
 
     def name(k: int) -> str:
@@ -412,7 +403,7 @@ def example_figures(part: NetworkPart, examples: Examples, most: int = 12) -> Ht
         figures.append(el("figure", el("div", *images, class_="row"), caption))
     note = (
         f"Left: clean. Middle: after {attack_name(examples.attack)}. Right: how much the attack changed, mean of the "
-        f"colours: blue is darker by up to {shown}{' = ε' if bounded else ''}, white unchanged, red brighter."
+        f"colours: blue is darker by up to {shown}{' = ε' if bound else ''}, white unchanged, red brighter."
     )
     large = " large" if min(clean.shape[1:3]) >= 48 else ""
     return join(el("p", note, class_="note"), el("div", *figures, class_=f"examples{large}"))

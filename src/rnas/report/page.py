@@ -122,9 +122,8 @@ def _top(
     main = main_network(evaluated)
     about = []
     if main and main.evaluation and tables.same_test(evaluated):
-        n = main.evaluation.get("n")
-        about = [str(main.evaluation.get("dataset", "")), threat(main.evaluation)]
-        about += [f"{count(int(n))} test images"] if n is not None else []
+        tested = main.evaluation
+        about = [tested.dataset or "", threat(tested), f"{count(tested.n)} test images"]
     sentences = [*_result_sentences(main, evaluated), *(s for s in map(_search_sentence, searches[:1]) if s)]
     if not sentences:
         sentences = [_progress(searches, networks)]
@@ -154,17 +153,17 @@ def _candidates(evaluated: Sequence[NetworkPart]) -> list[NetworkPart]:
 
 def robust(part: NetworkPart) -> tuple[str, float] | None:
     """The attack that tells most about the network, and its accuracy: the union, else the worst."""
-    union = tables.entry(part, "union").get("accuracy")
+    union = tables.accuracy(part, "union")
     if union is not None:
         return "union", union
-    found = {a: tables.entry(part, a).get("accuracy") for a in tables.bounded(tables.attacks_of([part]))}
+    found = {a: tables.accuracy(part, a) for a in tables.bounded(tables.attacks_of([part]))}
     known = {a: v for a, v in found.items() if v is not None}
     worst = min(known, key=lambda a: known[a], default=None)
     return None if worst is None else (worst, known[worst])
 
 
 def _result_sentences(main: NetworkPart | None, evaluated: Sequence[NetworkPart]) -> list[str]:
-    clean = tables.entry(main, "clean").get("accuracy") if main else None
+    clean = tables.accuracy(main, "clean") if main else None
     if not main or clean is None:
         return []
     worst = robust(main)
@@ -182,7 +181,7 @@ def _result_sentences(main: NetworkPart | None, evaluated: Sequence[NetworkPart]
         out += f", and keeps {percent(worst[1])} {under}{tried}"
     sentences = [out + "."]
     others = [p for p in evaluated if training(p) == "standard" and p is not main and tables.same_test([p, main])]
-    if len(others) == 1 and (kept := robust(others[0])) and (c := tables.entry(others[0], "clean").get("accuracy")):
+    if len(others) == 1 and (kept := robust(others[0])) and (c := tables.accuracy(others[0], "clean")):
         same = others[0].genotype == main.genotype and others[0].arch == main.arch
         who = "The same architecture" if same else others[0].name
         sentences.append(f"{who}, trained on clean images, classifies {percent(c)} and keeps {percent(kept[1])}.")
@@ -221,19 +220,19 @@ def _tiles(main: NetworkPart, searches: Sequence[SearchPart], name_of_main: str)
     """The figures of `main`; its name stands on each, where there are other networks on the page."""
     attacks = tables.attacks_of([main])
     shown = ["clean", *([a for a in ("pgd20", "aa") if a in attacks] or attacks[:1])]
-    if tables.entry(main, "union").get("accuracy") is not None and len(tables.bounded(attacks)) > 1:
+    if tables.accuracy(main, "union") is not None and len(tables.bounded(attacks)) > 1:
         shown.append("union")
     tiles = []
     for name in shown:
         found = tables.entry(main, name)
-        if found.get("accuracy") is None:
+        if found is None:
             continue
         label = {"clean": "Clean accuracy", "union": "Under all attacks"}.get(name, f"Under {attack_name(name)}")
-        interval = found.get("interval")
+        interval = found.interval
         note = f"interval {100 * interval[0]:.1f}–{100 * interval[1]:.1f}" if interval else ""
         note = " · ".join(text for text in (name_of_main, note) if text)
         role = "clean" if name == "clean" else "adversarial"
-        tiles.append(_tile(label, percent(found["accuracy"]), note, role))
+        tiles.append(_tile(label, percent(found.accuracy), note, role))
     if len(searches) == 1:
         F, H = (_last(searches[0], key) for key in ("F", "H"))
         if F is not None and H:
@@ -248,9 +247,9 @@ def _tile(label: str, value: str, note: str, role: str | None) -> Html:
 
 
 def _warnings(searches: Sequence[SearchPart], networks: Sequence[NetworkPart]) -> Html | None:
-    texts = [f"{p.name}: {w}" for p in networks for w in (p.evaluation or {}).get("warnings", [])]
+    texts = [f"{p.name}: {w}" for p in networks for w in (p.evaluation.warnings if p.evaluation else ())]
     for p in (*searches, *networks):
-        texts += [f"{p.name}: {n.get('message') or n.get('text') or n}" for n in p.notes if n.get("event") == "warning"]
+        texts += [f"{p.name}: {warning}" for warning in p.warnings]
     texts += [
         f"{p.name}: the search is not finished; the cell is that of epoch {p.numbers()[-1]}."
         for p in searches
@@ -261,7 +260,7 @@ def _warnings(searches: Sequence[SearchPart], networks: Sequence[NetworkPart]) -
         if p.epochs and isinstance(planned, int) and len(p.epochs) < planned:
             texts.append(f"{p.name}: the training is not finished; it is at epoch {p.numbers()[-1]} of {planned}.")
     for p in searches:
-        if p.epochs and p.epochs[-1].get("at_chance") is True:
+        if p.epochs and p.epochs[-1].at_chance:
             right, by_chance = (_last(p, *keys) for keys in (("val", "clean_accuracy"), ("chance",)))
             texts.append(
                 f"{p.name}: the supernet classifies {percent(right or 0.0)} of the validation images correctly, which "
@@ -476,7 +475,7 @@ def _classes(evaluated: Sequence[NetworkPart]) -> Section | None:
 
 def _settings(parts: Sequence[Part]) -> Section | None:
     blocks: list[Html] = []
-    commands = list(dict.fromkeys(str(p.environment["command"]) for p in parts if p.environment.get("command")))
+    commands = list(dict.fromkeys(p.environment.command for p in parts if p.environment))
     if commands:
         blocks += [el("h3", "The command that made it"), el("pre", el("code", "\n".join(commands)), tabindex=0)]
     if chosen := [sentence for p in parts if (sentence := work_sentence(p))]:

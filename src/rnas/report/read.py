@@ -5,19 +5,35 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rnas.errors import RnasError
 from rnas.files import read_json
-from rnas.genotype import CellCodes, Genotype, architecture_from_json
+from rnas.genotype import Architecture, architecture_from_json
+from rnas.records import codec
 from rnas.records.arrays import read_arrays
 from rnas.records.evaluations import Kept, in_folder, is_of, read_all
-from rnas.records.folder import read_log
-from rnas.records.layout import ENVIRONMENT, LOG, SETTINGS
-from rnas.records.schema import Record, number
+from rnas.records.folder import read_events
+from rnas.records.layout import ALPHAS, DISTORTION, ENVIRONMENT, GENOTYPE, LOG, META, SETTINGS, STRENGTHS
+from rnas.records.schema import (
+    Description,
+    Environment,
+    Epoch,
+    Evaluation,
+    LayerDistortion,
+    SearchEpoch,
+    TrainEpoch,
+    Warned,
+)
+
+T = TypeVar("T")
+Record = dict[str, Any]
+"""A JSON object."""
 
 
 @dataclass(frozen=True)
@@ -27,26 +43,26 @@ class Part:
     name: str
     folder: Path
     settings: Record
-    environment: Record
-    epochs: list[Record]
-    notes: list[Record]
-    """Other events of the log: warnings, resumptions."""
+    environment: Environment | None
+    epochs: tuple[Epoch, ...]
+    warnings: tuple[str, ...]
+    """What the log warns of, and what is wrong with the folder."""
 
-    def column(self, *keys: str) -> tuple[float | None, ...]:
-        """One number of every epoch, such as `column("val", "clean_accuracy")`; None where there is none."""
-        where = self.folder / LOG
-        return tuple(number(e, *keys, where=f"{where}, epoch {e['epoch']}") for e in self.epochs)
+    def column(self, *names: str) -> tuple[Any, ...]:
+        """One figure of every epoch, such as `column("val", "clean_accuracy")`; None where there is none."""
+        return tuple(reduce(getattr, names, epoch) for epoch in self.epochs)
 
     def numbers(self) -> list[int]:
         """The number of every epoch that was logged."""
-        return [int(e["epoch"]) for e in self.epochs]
+        return [e.epoch for e in self.epochs]
 
 
 @dataclass(frozen=True)
 class SearchPart(Part):
     """A search: the architecture that it found or has reached, and how much of each operation after every epoch."""
 
-    genotype: Genotype | None = None
+    epochs: tuple[SearchEpoch, ...]
+    genotype: Architecture | None = None
     finished: bool = False
     strengths: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     """normal, reduce (or cell0, cell1, ...): (epochs + 1, edges, operations), the first at the start; 0: pruned."""
@@ -69,17 +85,17 @@ class Examples:
 class NetworkPart(Part):
     """A network: how it was trained, and how it stood up to attack."""
 
-    model: Record = field(default_factory=dict)
-    genotype: Genotype | CellCodes | None = None
+    epochs: tuple[TrainEpoch, ...]
+    model: Description | None = None
     kept: tuple[Kept, ...] = ()
     """Its evaluations, the best founded first."""
     shown: str = ""
     """The name of the file of the one that is shown: what follows is its content."""
-    evaluation: Record | None = None
+    evaluation: Evaluation | None = None
     masks: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
     labels: NDArray[np.int64] | None = None
     examples: Examples | None = None
-    distortion: Record | None = None
+    distortion: LayerDistortion | None = None
 
     def showing(self, kept: Kept) -> NetworkPart:
         """The same network with the evaluation `kept`, one of its own."""
@@ -93,14 +109,24 @@ class NetworkPart(Part):
         )
 
     @property
-    def classes(self) -> list[str]:
+    def classes(self) -> tuple[str, ...]:
         """The names of the classes; empty if model.json is missing."""
-        return [str(name) for name in self.model.get("classes", [])]
+        return () if self.model is None else self.model.classes
+
+    @property
+    def genotype(self) -> Architecture | None:
+        """The cells of a network of one's own."""
+        return None if self.model is None else self.model.genotype
+
+    @property
+    def parameters(self) -> int | None:
+        """How many there are, if model.json says so."""
+        return None if self.model is None else self.model.parameters
 
     @property
     def arch(self) -> str:
         """The name of the architecture, `genotype` for a cell of one's own."""
-        return str(self.model.get("arch") or self.settings.get("arch") or self.folder.name)
+        return self.model.arch if self.model is not None else str(self.settings.get("arch") or self.folder.name)
 
 
 def read_parts(folders: Sequence[Path]) -> list[Part]:
@@ -143,15 +169,13 @@ def _alike(parts: Sequence[Part]) -> list[Part]:
     return list(parts)
 
 
-def differing(one: Record, other: Record) -> str | None:
+def differing(one: Evaluation, other: Evaluation) -> str | None:
     """In what the tests of two evaluations differ: images or threat; None if in nothing."""
-    known = one.get("images_sha256") and other.get("images_sha256")  # or else by their name
-    for key in ("images_sha256" if known else "dataset", "n", "norm", "eps"):
-        a, b = one.get(key), other.get(key)
-        close = key == "eps" and isinstance(a, float) and isinstance(b, float) and math.isclose(a, b, rel_tol=1e-6)
-        if a != b and not close:
+    known = one.images_sha256 and other.images_sha256  # or else by their name
+    for key in ("images_sha256" if known else "dataset", "n", "norm"):
+        if getattr(one, key) != getattr(other, key):
             return key
-    return None
+    return None if math.isclose(one.eps, other.eps, rel_tol=1e-6) else "eps"
 
 
 def _name(folder: Path) -> str:
@@ -162,9 +186,9 @@ def _kind(folder: Path) -> type[SearchPart] | type[NetworkPart] | None:
     command = None
     if (folder / SETTINGS).is_file():
         command = _object(folder / SETTINGS).get("command")
-    if command == "search" or any((folder / name).is_file() for name in ("strengths.npz", "alphas.npz")):
+    if command == "search" or any((folder / name).is_file() for name in (STRENGTHS, ALPHAS)):
         return SearchPart
-    if command == "train" or (folder / "model.json").is_file() or in_folder(folder):
+    if command == "train" or (folder / META).is_file() or in_folder(folder):
         return NetworkPart
     return None
 
@@ -179,10 +203,14 @@ def _object(path: Path) -> Record:
     return value
 
 
-def _common(name: str, folder: Path, finished: bool) -> Record:
+def _read(kind: type[T], path: Path) -> T | None:
+    """The record of the class `kind` in `path`, or None if there is no such file."""
+    return codec.read(kind, path) if path.exists() else None
+
+
+def _common(name: str, folder: Path, finished: bool, kind: type[Epoch]) -> Record:
     """What searches and networks share. RnasError if the log of one that is `finished` lacks epochs."""
-    events = read_log(folder)
-    epochs = [e for e in events if e.get("event") == "epoch"]
+    epochs, others = read_events(folder, kind)
     settings = _object(folder / SETTINGS)
     planned = settings.get("epochs")
     if finished and (folder / LOG).exists() and type(planned) is int and len(epochs) != planned:
@@ -193,28 +221,26 @@ def _common(name: str, folder: Path, finished: bool) -> Record:
         "name": name,
         "folder": folder,
         "settings": settings,
-        "environment": _object(folder / ENVIRONMENT),
+        "environment": _read(Environment, folder / ENVIRONMENT),
         "epochs": epochs,
-        "notes": [e for e in events if e.get("event") != "epoch"],
+        "warnings": tuple(event.message for event in others if isinstance(event, Warned)),
     }
 
 
 def _search(name: str, folder: Path) -> SearchPart:
-    path = folder / "genotype.json"
+    path = folder / GENOTYPE
     finished = path.exists()
-    common = _common(name, folder, finished)
-    genotype = None
+    common = _common(name, folder, finished, SearchEpoch)
+    genotype = common["epochs"][-1].genotype if common["epochs"] else None
     if finished:
-        genotype = Genotype.load(path)
-    elif common["epochs"] and common["epochs"][-1].get("genotype") is not None:
-        genotype = Genotype.from_json(common["epochs"][-1]["genotype"], str(folder / LOG))
+        genotype = architecture_from_json(read_json(path), str(path))
     strengths, operations = _strengths(folder)
     return SearchPart(**common, genotype=genotype, finished=finished, strengths=strengths, operations=operations)
 
 
 def _strengths(folder: Path) -> tuple[dict[str, NDArray[np.float64]], tuple[str, ...]]:
     """How much of each operation, over the epochs, and their names; of a search by version 0.1.0 the softmax of α."""
-    path = next((folder / name for name in ("strengths.npz", "alphas.npz") if (folder / name).exists()), None)
+    path = next((folder / name for name in (STRENGTHS, ALPHAS) if (folder / name).exists()), None)
     if path is None:
         return {}, ()
     arrays = read_arrays(path)
@@ -232,7 +258,7 @@ def _strengths(folder: Path) -> tuple[dict[str, NDArray[np.float64]], tuple[str,
                 f"(epochs + 1, edges of a whole cell, {len(operations)} operations)"
             )
         a = a.astype(np.float64)
-        strengths[kind] = a if path.name == "strengths.npz" else _softmax(a)
+        strengths[kind] = a if path.name == STRENGTHS else _softmax(a)
     return strengths, operations
 
 
@@ -249,23 +275,15 @@ def _nodes(edges: int) -> int | None:
 
 
 def _network(name: str, folder: Path) -> NetworkPart:
-    common = _common(name, folder, (folder / "model.json").exists())
-    model = _object(folder / "model.json")
-    genotype, classes = model.get("genotype"), model.get("classes", [])
-    if not isinstance(classes, list):
-        raise RnasError(f"{folder / 'model.json'} is damaged: classes is {classes!r}, expected a list of names")
+    model = _read(Description, folder / META)
+    common = _common(name, folder, model is not None, TrainEpoch)
     found = read_all(folder)
-    kept = [e for e in found if is_of(e.summary, model.get("weights"))]
+    kept = [e for e in found if is_of(e.summary, None if model is None else model.weights)]
     if found and not kept:
-        text = f"{found[0].files.summary.name} is of other weights than {folder / 'model.json'}: it is left out"
-        common["notes"].append({"event": "warning", "message": text})
-    part = NetworkPart(
-        **common,
-        model=model,
-        genotype=None if genotype is None else architecture_from_json(genotype, str(folder / "model.json")),
-        kept=tuple(kept),
-        distortion=read_distortion(folder / "distortion.json"),
-    )
+        text = f"{found[0].files.summary.name} is of other weights than {folder / META}: it is left out"
+        common["warnings"] += (text,)
+    distortion = read_distortion(folder / DISTORTION)
+    part = NetworkPart(**common, model=model, kept=tuple(kept), distortion=distortion)
     return part.showing(kept[0]) if kept else part
 
 
@@ -295,18 +313,9 @@ def _examples(path: Path) -> Examples | None:
     )
 
 
-def read_distortion(path: Path) -> Record | None:
+def read_distortion(path: Path) -> LayerDistortion | None:
     """A distortion.json, or None if there is no such file. RnasError if it is damaged."""
-    value = _object(path)
-    if not value:
-        return None
-    layers, vulnerability = value.get("layers"), value.get("vulnerability")
-    if (
-        not isinstance(layers, list)
-        or not isinstance(vulnerability, list)
-        or not layers
-        or len(layers) != len(vulnerability)
-        or not all(type(v) in (int, float) and math.isfinite(v) for v in vulnerability)
-    ):
+    found = _read(LayerDistortion, path)
+    if found is not None and len(found.layers) != len(found.vulnerability):
         raise RnasError(f"{path} is damaged: expected as many numbers in 'vulnerability' as names in 'layers'")
-    return value
+    return found

@@ -11,7 +11,8 @@ import numpy as np
 
 from rnas import published as paper
 from rnas.records.arrays import UNBOUNDED
-from rnas.records.schema import Record
+from rnas.records.codec import encode
+from rnas.records.schema import Figure
 from rnas.report.compare import Comparison, p_value, points, verdict
 from rnas.report.drawing.charts import percent
 from rnas.report.html import Html, el
@@ -36,7 +37,7 @@ def attacks_of(networks: Sequence[NetworkPart]) -> list[str]:
     """The attacks of all evaluations, in the order in which they first appear."""
     names: dict[str, None] = {}
     for part in networks:
-        names.update(dict.fromkeys((part.evaluation or {}).get("attacks", {})))
+        names.update(dict.fromkeys(part.evaluation.attacks if part.evaluation else ()))
     return list(names)
 
 
@@ -56,15 +57,18 @@ def chance(part: NetworkPart) -> float | None:
     """The accuracy of always answering the largest class of the evaluated images; None if nothing tells."""
     if part.labels is not None and len(part.labels):
         return float(np.unique(part.labels, return_counts=True)[1].max() / len(part.labels))
-    found = (part.evaluation or {}).get("chance")
-    return None if found is None else float(found)
+    return part.evaluation.chance if part.evaluation else None
 
 
-def entry(part: NetworkPart, attack: str) -> Record:
-    """What the evaluation says of `attack`, `clean` or `union`; empty if nothing."""
-    evaluation = part.evaluation or {}
-    found = evaluation.get(attack) if attack in ("clean", "union") else evaluation["attacks"].get(attack)
-    return found or {}
+def entry(part: NetworkPart, attack: str) -> Figure | None:
+    """What the evaluation says of `attack`, `clean` or `union`, if anything."""
+    return part.evaluation.figure(attack) if part.evaluation else None
+
+
+def accuracy(part: NetworkPart, attack: str) -> float | None:
+    """The accuracy under `attack`, of `clean` images or of the `union`; None if it was not measured."""
+    found = entry(part, attack)
+    return None if found is None else found.accuracy
 
 
 def same_test(networks: Sequence[NetworkPart]) -> bool:
@@ -73,9 +77,8 @@ def same_test(networks: Sequence[NetworkPart]) -> bool:
 
 
 def _test_of(part: NetworkPart) -> tuple[Any, ...]:
-    evaluation = part.evaluation or {}
-    images = evaluation.get("images_sha256") or evaluation.get("dataset")
-    return images, *(evaluation.get(key) for key in ("n", "eps", "norm"))
+    e = part.evaluation
+    return () if e is None else (e.images_sha256 or e.dataset, e.n, e.eps, e.norm)
 
 
 def comparable(networks: Sequence[NetworkPart]) -> bool:
@@ -85,11 +88,10 @@ def comparable(networks: Sequence[NetworkPart]) -> bool:
 
 def paper_table_number(part: NetworkPart) -> int | None:
     """The table of the paper that this evaluation can stand beside: the same data, l∞ and ε = 8/255; None if none."""
-    evaluation = part.evaluation or {}
-    eps = evaluation.get("eps")
-    if evaluation.get("norm") != "linf" or eps is None or not math.isclose(eps, 8 / 255, rel_tol=1e-3):
+    e = part.evaluation
+    if e is None or e.norm != "linf" or not math.isclose(e.eps, 8 / 255, rel_tol=1e-3):
         return None
-    return PAPER_TABLES.get(str(evaluation.get("dataset")))
+    return PAPER_TABLES.get(str(e.dataset))
 
 
 def paper_row(part: NetworkPart) -> dict[str, float | str | None]:
@@ -113,35 +115,33 @@ def results_table(networks: Sequence[NetworkPart], best: Mapping[str, str]) -> H
     rows = []
     for part in networks:
         published = paper_row(part)
-        evaluation = part.evaluation or {}
-        parameters = part.model.get("parameters")
-        known = parameters if isinstance(parameters, int) else None
+        evaluation, known = part.evaluation, part.parameters
+        assert evaluation is not None
         by_chance = chance(part)
         above = by_chance or 0.0  # what is no better than chance is the best of nothing
         cells = [
             _result(
                 entry(part, c),
                 published.get(c),
-                best.get(c) == part.name and (entry(part, c).get("accuracy") or 0.0) > above,
+                best.get(c) == part.name and (accuracy(part, c) or 0.0) > above,
             )
             for c in columns
         ]
-        n = evaluation.get("n")
-        what = _what(part) + ("" if alike else f" · {evaluation.get('dataset', 'images')} · {threat(evaluation)}")
+        what = _what(part) + ("" if alike else f" · {evaluation.dataset or 'images'} · {threat(evaluation)}")
         rows.append(
             el(
                 "tr",
                 el("th", part.name, el("small", what), scope="row", data_value=part.name),
                 *cells,
                 el("td", NO_VALUE if by_chance is None else percent(by_chance), data_value=by_chance or ""),
-                el("td", NO_VALUE if n is None else count(int(n)), data_value=n or ""),
+                el("td", count(evaluation.n), data_value=evaluation.n),
                 el("td", NO_VALUE if known is None else count(known), data_value=known or ""),
             )
         )
     caption = "Accuracy with its 95 % Wilson interval"
     caption += (
         " and the seconds that the attack took."
-        if any("seconds" in entry(p, a) for p in networks for a in attacks)
+        if any((e := entry(p, a)) and e.seconds is not None for p in networks for a in attacks)
         else "."
     )
     if best:
@@ -165,16 +165,18 @@ def _what(part: NetworkPart) -> str:
     return f"{kind} training of {arch}" if kind else arch
 
 
-def _result(found: Record, published: float | str | None, best: bool) -> Html:
-    accuracy, interval = found.get("accuracy"), found.get("interval")
-    if accuracy is None:
+def _result(found: Figure | None, published: float | str | None, best: bool) -> Html:
+    if found is None:
         return el("td", NO_VALUE, data_value="")
-    lines = [el("small", f"{100 * interval[0]:.1f}–{100 * interval[1]:.1f}")] if interval else []
-    if found.get("seconds") is not None:
-        lines.append(el("small", duration(found["seconds"])))
+    low_high = found.interval
+    lines = [el("small", f"{100 * low_high[0]:.1f}–{100 * low_high[1]:.1f}")] if low_high else []
+    if found.seconds is not None:
+        lines.append(el("small", duration(found.seconds)))
     if isinstance(published, float):
         lines.append(el("small", f"paper {published:.1f}"))
-    return el("td", el("span", percent(accuracy), class_="best" if best else None), *lines, data_value=accuracy)
+    return el(
+        "td", el("span", percent(found.accuracy), class_="best" if best else None), *lines, data_value=found.accuracy
+    )
 
 
 def paper_table(networks: Sequence[NetworkPart], number: int) -> Html:
@@ -187,7 +189,7 @@ def paper_table(networks: Sequence[NetworkPart], number: int) -> Html:
         rows.append(_paper_cells(str(row["model"]), values, None))
     for part in networks:
         if training(part) != "standard":
-            accuracies = [entry(part, key).get("accuracy") for key in keys]
+            accuracies = [accuracy(part, key) for key in keys]
             rows.append(_paper_cells(part.name, [None if a is None else 100 * a for a in accuracies], "ours"))
     names = ["Clean", "FGSM", "PGD-20", "PGD-100", "C&W", "AutoAttack"]
     table = el(
@@ -243,7 +245,7 @@ def comparison_table(rows: Sequence[Comparison]) -> Html:
 
 def record_table(parts: Sequence[Part], field: str, label: str) -> Html:
     """The settings or environments of `parts`, one column each."""
-    columns = [dict(_flatten(getattr(part, field))) for part in parts]
+    columns = [dict(_flatten(encode(getattr(part, field)))) for part in parts]
     keys = list(dict.fromkeys(key for column in columns for key in column))
     rows = (
         el("tr", el("th", key, scope="row"), *(el("td", column.get(key, NO_VALUE)) for column in columns))
@@ -253,7 +255,7 @@ def record_table(parts: Sequence[Part], field: str, label: str) -> Html:
     return el("div", table, class_="scroll", tabindex=0, role="region", aria_label=label)
 
 
-def _flatten(record: Record, prefix: str = "") -> Iterator[tuple[str, str]]:
+def _flatten(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     for key, value in record.items():
         if isinstance(value, dict):
             yield from _flatten(value, f"{prefix}{key}.")

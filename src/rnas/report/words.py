@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from rnas.records.schema import Record
+from rnas.records.schema import Evaluation, LayerDistortion
 from rnas.report.read import NetworkPart, Part
 from rnas.wording import radius
 
@@ -57,11 +57,9 @@ def norm_name(norm: str) -> str:
     return {"linf": "l∞", "l2": "l2"}.get(norm, norm)
 
 
-def threat(evaluation: Record) -> str:
+def threat(record: Evaluation | LayerDistortion) -> str:
     """The threat model in a few words: l∞, ε = 8/255."""
-    norm = str(evaluation.get("norm", "linf"))
-    eps = evaluation.get("eps")
-    return norm_name(norm) + (f", ε = {radius(float(eps), norm)}" if isinstance(eps, int | float) else "")
+    return norm_name(record.norm) + ("" if record.eps is None else f", ε = {radius(record.eps, record.norm)}")
 
 
 def count(n: int) -> str:

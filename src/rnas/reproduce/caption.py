@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 from rnas import published as paper
+from rnas.nas.methods.rnas import Settings
+from rnas.planning import budgets
 from rnas.report.words import CW_CAVEAT, count
-from rnas.reproduce.budgets import BUDGETS, cuts
 from rnas.reproduce.plan import PUBLISHED_BOUNDS, Plan
 from rnas.reproduce.results import bounds_exceeded, threats
 from rnas.wording import apart, radius
@@ -86,16 +90,55 @@ def _data(plan: Plan) -> str:
     return f"Images: {shown}{note}, given with --data in place of the paper's: {warning}."
 
 
+WORDS = {
+    "train.source.limit_per_class": "training images of a class",
+    "train.source.image_size": "pixels a side",
+    "search.space.cells": "cells while searching",
+    "search.space.channels": "channels C while searching",
+    "search.epochs": "search epochs",
+    "search.warmup": "of them to warm up",
+    "search.batch_size": "images in a batch of the search",
+    "search.monitor": "images to measure F on",
+    "search.projection_steps": "steps of a projection at most",
+    "train.epochs": "training epochs",
+    "train.cells": "cells",
+    "train.channels": "channels C",
+    "train.batch_size": "images in a batch",
+    "train.drop_path": "drop-path",
+    "evaluate.limit": "test images",
+    "distortion.attack_steps": "steps of PGD",
+}
+"""What a budget may cut, in the order of a caption."""
+_PAPER = {
+    "train.source.limit_per_class": "all",
+    "train.source.image_size": "the data set's own",
+    "search.warmup": "a quarter",
+    "search.projection_steps": "half an epoch",
+    "evaluate.limit": "all",
+}
+"""What the paper's None means."""
+
+
+def cuts(budget: budgets.Budget[Any], steps: Collection[str]) -> list[str]:
+    """What `budget` changes of the paper's settings in `steps`: "8 training epochs instead of 600"."""
+    whole = budgets.paper(Settings)
+    values = [(path, attrgetter(path)(budget), attrgetter(path)(whole)) for path in WORDS]
+    return [
+        f"{value} {WORDS[path]} instead of {_PAPER[path] if usual is None else usual}"
+        for path, value, usual in values
+        if value != usual and path.split(".")[0] in steps
+    ]
+
+
 def _budget(plan: Plan) -> str:
-    settings = plan.settings
+    settings, budget = plan.settings, plan.budget()
     searched = any(path.name.startswith("search-") for path in plan.steps)
-    last = "distortion" if plan.distorts else "evaluate"
-    parts = ("source", *(("space", "search") if searched else ()), "train", last)
-    cut = cuts(settings.budget, tuple(p for p in parts if p in BUDGETS[settings.budget]))
+    steps = ("train", "distortion" if plan.distorts else "evaluate", *(("search",) if searched else ()))
+    cut = cuts(budget, steps)
     if not cut:
         return "Budget paper: the settings of §5.1."
     text = f"Budget {settings.budget}, cut against §5.1: {'; '.join(cut)}."
-    if "cells" in BUDGETS[settings.budget].get("train", {}):
+    if budget.train.cells != budgets.paper(Settings).train.cells:
         keeps = ["RobNet-free keeps its 20 cells, each its own"] * any("RobNet-free" in p.name for p in plan.steps)
         if any(paper.find(row.model).kind == "hand-made" for row in plan.rows if row.runs and settings.what != "fig5"):
             keeps.append("hand-made networks keep their size")

@@ -1,40 +1,33 @@
-"""What a plan will cost: a few timed passes of every network, times the passes that its runs make."""
+"""What a plan will cost. The formulas are `rnas.planning.cost`; here are the plan's networks, each timed once."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from torch import nn
 
-from rnas.compute.device import choose_device, own_random_numbers, reseed
+from rnas.compute.device import choose_device
 from rnas.console import Console
-from rnas.data import load
-from rnas.data.official.catalogue import SETS
 from rnas.errors import RnasError
-from rnas.fast.supernet import FastSupernet
-from rnas.files import read_json, write_json
-from rnas.nets import zoo
-from rnas.planning.cost import FORWARD, Facts, Speed, evaluate_seconds, measure, search_seconds, train_seconds
+from rnas.files import write_json
+from rnas.planning.cost import (
+    Facts,
+    distortion_seconds,
+    evaluate_seconds,
+    facts,
+    search_seconds,
+    stand_in,
+    timed,
+    train_seconds,
+)
+from rnas.records import codec
 from rnas.records.layout import THROUGHPUT
+from rnas.records.schema import Speed
 from rnas.reproduce.plan import Plan, Step
 from rnas.settings import Distortion, Evaluate, Search, Source, Train
 
 CPU_IMAGES = 8
-
-
-def facts(source: Source) -> Facts:
-    """The counts of `source`; named sets are not loaded, let alone downloaded: planning does neither."""
-    official = SETS.get(source.data)
-    if official is not None:
-        found = Facts(*official.counts, official.class_count, (official.image_size, official.image_size))
-    else:
-        data = load(source.data, root=source.data_root)
-        found = Facts(len(data.train), len(data.test), len(data.classes), data.image_size)
-    size = (source.image_size, source.image_size) if source.image_size else found.image_size
-    most = found.train if source.limit_per_class is None else source.limit_per_class * found.classes
-    return Facts(min(found.train, most), found.test, found.classes, size)
+"""Images to time with on a CPU: a table has many networks, and large ones."""
 
 
 class Costs:
@@ -60,8 +53,7 @@ class Costs:
                 return evaluate_seconds(step, trained, self.facts(trained.source), self._speed(trained))
             case Distortion(networks=(run,)):
                 trained = self._training(Path(run))
-                n = min(step.limit, self.facts(trained.source).test)
-                return n * self._speed(trained).gradient * (step.attack_steps + 2 * FORWARD)
+                return distortion_seconds(step, self.facts(trained.source), self._speed(trained))
         raise RnasError(f"{step} is nothing that a plan runs")
 
     def facts(self, source: Source) -> Facts:
@@ -80,19 +72,9 @@ class Costs:
         key = " ".join([_what(step), f"{about.image_size[0]}x{about.image_size[1]}", self._device_name()])
         if key not in self.speeds:
             self.console.say(f"timing {key} ...")
-            batch = CPU_IMAGES if self.device.type == "cpu" else step.batch_size
-            net = self._build(step, about)
-            self.speeds[key] = measure(net, about, batch, self.device)
-            write_json(self.path, {k: asdict(v) for k, v in self.speeds.items()})
+            self.speeds[key] = timed(step, about, self.device, CPU_IMAGES)
+            write_json(self.path, codec.encode(self.speeds))
         return self.speeds[key]
-
-    def _build(self, step: Search | Train, about: Facts) -> nn.Module:
-        with own_random_numbers(self.device):
-            reseed(0)
-            if isinstance(step, Search):
-                return FastSupernet(step.space, about.classes, zoo.MEAN, zoo.STD)
-            arch = _timed(step)
-            return zoo.build(arch, about.classes, cells=step.cells, channels=step.channels, image_size=about.image_size)
 
     def _device_name(self) -> str:
         if self.device.type == "cuda":
@@ -103,18 +85,11 @@ class Costs:
 def _what(step: Search | Train) -> str:
     if isinstance(step, Search):
         return f"supernet of {step.space.cells} cells, C = {step.space.channels}"
-    return f"{_timed(step)}, {step.cells} cells, C = {step.channels}"
-
-
-def _timed(step: Train) -> str:
-    """The network to time for a training: where the cell is yet to be found, RNAS-L stands in for it."""
-    return "RNAS-L" if "/" in step.arch or "\\" in step.arch else step.arch
+    return f"{stand_in(step)}, {step.cells} cells, C = {step.channels}"
 
 
 def _read(path: Path) -> dict[str, Speed]:
-    if not path.exists():
-        return {}
     try:
-        return {str(key): Speed(float(v["gradient"]), float(v["weights"])) for key, v in read_json(path).items()}
-    except (AttributeError, KeyError, TypeError, ValueError) as e:
-        raise RnasError(f"{path} is damaged ({e}): delete it, it is measured again") from e
+        return codec.read(dict[str, Speed], path) if path.exists() else {}
+    except RnasError as e:
+        raise RnasError(f"{e}; delete it, it is measured again") from e

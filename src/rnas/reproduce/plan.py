@@ -9,14 +9,14 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from rnas import published as paper
 from rnas.errors import RnasError
 from rnas.nas.methods import load, names
-from rnas.reproduce.budgets import BUDGETS
+from rnas.planning.budgets import BUDGETS, Budget
 from rnas.settings import (
     PAPER_ATTACKS,
     Bound,
@@ -24,9 +24,9 @@ from rnas.settings import (
     Evaluate,
     Reproduce,
     Search,
-    SearchSpace,
     Source,
     Train,
+    flag_names,
     identity,
 )
 
@@ -69,6 +69,10 @@ class Plan:
     def number(self) -> int:
         """Of the table or figure."""
         return int(self.settings.what[-1])
+
+    def budget(self, method: str = "rnas") -> Budget[Search]:
+        """How much work, with the settings of a search method."""
+        return BUDGETS[self.settings.budget](load(method).settings)
 
     @property
     def distorts(self) -> bool:
@@ -151,8 +155,8 @@ def _plan_distortion(plan: Plan) -> None:
                 folder = _trained(plan, arch, data, training, 0)
                 runs[training] = (folder,)
                 measured = folder / "distortion"
-                plan.steps[measured] = Distortion(
-                    (str(folder),), measured, device=plan.settings.device, **_changes(plan, "distortion")
+                plan.steps[measured] = replace(
+                    plan.budget().distortion, networks=(str(folder),), out=measured, device=plan.settings.device
                 )
             plan.rows.append(Row(arch, data, runs))
 
@@ -180,49 +184,45 @@ def _data(plan: Plan, name: str) -> str:
     return plan.settings.data or name
 
 
-def _changes(plan: Plan, part: str) -> dict[str, Any]:
-    return dict(BUDGETS[plan.settings.budget].get(part, {}))
-
-
-def _source(plan: Plan, data: str) -> Source:
-    return Source(data, plan.settings.data_root, **_changes(plan, "source"))
+def _source(plan: Plan, source: Source, data: str) -> Source:
+    """The images `data`, cut as the `source` of a budget says."""
+    return replace(source, data=data, data_root=plan.settings.data_root)
 
 
 def _search(plan: Plan, method: str, bound: str, data: str, seed: int) -> Path:
     """Adds a search to the plan, unless it is there; returns its folder."""
-    options: dict[str, Any] = {
-        "source": _source(plan, data),
-        "space": SearchSpace(**_changes(plan, "space")),
-        "method": method,
-        "bound": bound,
-        "seed": seed,
-        "device": plan.settings.device,
-        "resume": True,
-        **_changes(plan, "search"),
-    }
-    settings = load(method).settings
-    options = {name: value for name, value in options.items() if name in settings.__dataclass_fields__}
-    folder = _folder(plan, f"search-{method}-{bound}-{_short(data)}-s{seed}", settings(Path(), **options))
-    plan.steps[folder] = settings(folder, **options)
+    budget = plan.budget(method).search
+    bounded: dict[str, Any] = {"bound": bound} if "bound" in flag_names(type(budget)) else {}
+    step = replace(
+        budget,
+        source=_source(plan, budget.source, data),
+        method=method,
+        seed=seed,
+        device=plan.settings.device,
+        resume=True,
+        **bounded,
+    )
+    folder = _folder(plan, f"search-{method}-{bound}-{_short(data)}-s{seed}", step)
+    plan.steps[folder] = replace(step, out=folder)
     return folder
 
 
 def _trained(plan: Plan, arch: str, data: str, training: str, seed: int) -> Path:
     """Adds a training to the plan, unless it is there; returns its folder. `arch` is a name, or a search's folder."""
-    options: dict[str, Any] = {
-        "source": _source(plan, data),
-        "standard": training == ST,
-        "seed": seed,
-        "device": plan.settings.device,
-        "resume": True,
-        **_changes(plan, "train"),
-    }
-    depth = _depth(arch)
-    if depth is not None:
-        options["cells"] = depth
+    budget = plan.budget().train
     name = Path(arch).name  # of a search: named after its settings
-    folder = _folder(plan, f"{name[:40]}-{_short(data)}-{training}-s{seed}", Train(name, Path(), **options))
-    plan.steps[folder] = Train(arch, folder, **options)
+    step = replace(
+        budget,
+        arch=name,
+        source=_source(plan, budget.source, data),
+        standard=training == ST,
+        cells=_depth(arch) or budget.cells,
+        seed=seed,
+        device=plan.settings.device,
+        resume=True,
+    )
+    folder = _folder(plan, f"{name[:40]}-{_short(data)}-{training}-s{seed}", step)
+    plan.steps[folder] = replace(step, arch=arch, out=folder)
     return folder
 
 
@@ -238,8 +238,8 @@ def _network(plan: Plan, arch: str, data: str, training: str, seed: int, attacks
     """Adds the training and the evaluation of a network to the plan; returns its folder."""
     folder = _trained(plan, arch, data, training, seed)
     wanted = tuple(attacks or (ATTACKS if training == AT else ("fgsm",)))
-    plan.steps[folder / "evaluation.json"] = Evaluate(
-        folder, wanted, device=plan.settings.device, resume=True, **_changes(plan, "evaluate")
+    plan.steps[folder / "evaluation.json"] = replace(
+        plan.budget().evaluate, run=folder, attacks=wanted, device=plan.settings.device, resume=True
     )
     return folder
 

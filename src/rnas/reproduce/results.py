@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from rnas import published as paper
-from rnas.files import read_json
+from rnas.records import codec
 from rnas.records.evaluations import as_asked, read_all
-from rnas.records.folder import read_log
-from rnas.records.schema import number
+from rnas.records.folder import read_events
+from rnas.records.layout import DISTORTION, EVALUATION, GENOTYPE, META
+from rnas.records.schema import Description, Evaluation, LayerDistortion, SearchEpoch
 from rnas.report.read import read_distortion
 from rnas.reproduce.plan import AT, ST, Plan, Row
 from rnas.settings import Evaluate, Search
@@ -92,7 +93,7 @@ def _value(plan: Plan, row: Row, column: str, published: float | None, failed: M
         return Value(paper=published, reason="not part of this figure")
     found = [e for folder in folders if (e := evaluation(plan, folder, key)) is not None]
     if not found:
-        why = next((failed[p] for f in folders for p in (f, f / "evaluation.json") if p in failed), None)
+        why = next((failed[p] for f in folders for p in (f, f / EVALUATION) if p in failed), None)
         return Value(paper=published, reason=f"failed: {why}" if why else "not run yet")
     return value([a for a, _ in found], min(n for _, n in found), published)
 
@@ -114,17 +115,16 @@ def value(accuracies: Sequence[float], images: int, published: float | None = No
 def evaluation(plan: Plan, folder: Path, key: str) -> tuple[float, int] | None:
     """Accuracy under the attack `key` (or clean) and the number of images; None if it was not evaluated."""
     found = _evaluation(plan, folder)
-    entry = None if found is None else found["clean"] if key == "clean" else found["attacks"].get(key)
-    accuracy = None if entry is None else entry.get("accuracy")
-    return None if found is None or accuracy is None else (float(accuracy), int(found["n"]))
+    entry = None if found is None else found.figure(key)
+    return None if found is None or entry is None else (entry.accuracy, found.n)
 
 
-def _evaluation(plan: Plan, folder: Path) -> dict[str, Any] | None:
+def _evaluation(plan: Plan, folder: Path) -> Evaluation | None:
     """The evaluation in `folder` that the plan asked for, or else the best founded one; None if there is none.
     RnasError if one is damaged."""
-    step = plan.steps.get(folder / "evaluation.json")
+    step = plan.steps.get(folder / EVALUATION)
     kept = [e.summary for e in read_all(folder)]
-    wanted = (e for e in kept if isinstance(step, Evaluate) and as_asked(e, step, e.get("weights")))
+    wanted = (e for e in kept if isinstance(step, Evaluate) and as_asked(e, step, e.weights))
     return next(wanted, kept[0] if kept else None)
 
 
@@ -142,17 +142,15 @@ class Threats:
 def threats(plan: Plan) -> Threats:
     """The evaluations that lie in the plan's folders; for Fig. 2 and 3 the measured distortions."""
     folders = dict.fromkeys(folder for row in plan.rows for runs in row.runs.values() for folder in runs)
-    found: list[dict[str, Any]] = []
+    found: list[Evaluation | LayerDistortion] = []
     for folder in folders:
-        record = (
-            read_distortion(folder / "distortion" / "distortion.json") if plan.distorts else _evaluation(plan, folder)
-        )
+        record = read_distortion(folder / "distortion" / DISTORTION) if plan.distorts else _evaluation(plan, folder)
         found += [record] if record else []
     return Threats(
         len(found),
-        tuple(sorted({int(e["n"]) for e in found})),
-        tuple(sorted({float(e["eps"]) for e in found})),
-        Counter(text.partition(":")[0] for e in found for text in e.get("warnings", [])),
+        tuple(sorted({e.n for e in found if e.n is not None})),
+        tuple(sorted({e.eps for e in found if e.eps is not None})),
+        Counter(w.partition(":")[0] for e in found if isinstance(e, Evaluation) for w in e.warnings),
     )
 
 
@@ -160,16 +158,14 @@ def bounds_exceeded(plan: Plan) -> list[tuple[float, float]]:
     """(H, F) of every search of the plan that ended with F over its bound, the largest H first."""
     over = set()
     for folder, step in plan.steps.items():
-        if isinstance(step, Search) and (folder / "genotype.json").exists():
-            epochs = [e for e in read_log(folder) if e.get("event") == "epoch"]
-            h, f = (number(epochs[-1], key, where=str(folder)) if epochs else None for key in ("H", "F"))
+        if isinstance(step, Search) and (folder / GENOTYPE).exists():
+            epochs, _ = read_events(folder, SearchEpoch)
+            h, f = (epochs[-1].H, epochs[-1].F) if epochs else (None, None)
             if h is not None and f is not None and f > h:
                 over.add((h, f))
     return sorted(over, reverse=True)
 
 
 def _parameters(folder: Path) -> float | None:
-    path = folder / "model.json"
-    found = read_json(path) if path.exists() else {}
-    parameters = number(found, "parameters", where=str(path))
+    parameters = codec.read(Description, folder / META).parameters if (folder / META).exists() else None
     return None if parameters is None else parameters / 1e6

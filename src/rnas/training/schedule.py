@@ -7,8 +7,8 @@ import math
 import torch
 
 
-def cosine(start: float, epoch: int, epochs: int, end: float = 0.0) -> float:
-    """The learning rate of `epoch` (from 1) on a cosine from `start` to `end`."""
+def cosine(start: float, epoch: float, epochs: int, end: float = 0.0) -> float:
+    """The learning rate of `epoch` (from 1, parts of one too) on a cosine from `start` to `end`."""
     return end + (start - end) * 0.5 * (1 + math.cos(math.pi * (epoch - 1) / epochs))
 
 

@@ -31,6 +31,7 @@ from rnas.nets.own import check_complete, is_own, name_of
 from rnas.nets.saved import build_from_meta, save_model
 from rnas.nets.zoo import find_architecture, searched_on
 from rnas.records.folder import Run
+from rnas.records.schema import Description
 from rnas.settings import Train, identity
 from rnas.training.adversarial import training_attack
 from rnas.training.meters import Running
@@ -54,8 +55,6 @@ def train(settings: Train, console: Console | None = None, announce: Announce | 
     name, genotype = find_architecture(settings.arch)
     mean, std = data.statistics()
     options: dict[str, Any] = {
-        "cells": settings.cells,
-        "channels": settings.channels,
         "stem_stride": settings.stem_stride,
         "image_size": data.image_size,
         "mean": mean,
@@ -75,14 +74,16 @@ def train(settings: Train, console: Console | None = None, announce: Announce | 
     net = build(settings)
     facts = {"genotype": genotype.to_json()} if genotype else {}
     device = _prepare(net, data, settings)
-    meta = {
-        "arch": name,
-        "genotype": genotype.to_json() if genotype else None,
-        **options,
-        "mean": list(mean),
-        "std": list(std),
+    meta = Description(
+        arch=name,
+        genotype=genotype,
+        cells=settings.cells,
+        channels=settings.channels,
+        stem_stride=settings.stem_stride,
+        mean=mean,
+        std=std,
         **_facts(net, data),
-    }
+    )
     settings = replace(settings, arch=name)
 
     def begin() -> None:
@@ -96,8 +97,8 @@ def train(settings: Train, console: Console | None = None, announce: Announce | 
 def _facts(net: nn.Module, data: Dataset) -> dict[str, Any]:
     """What model.json says of every network."""
     return {
-        "classes": list(data.classes),
-        "image_size": list(data.image_size),
+        "classes": tuple(data.classes),
+        "image_size": data.image_size,
         "dataset": data.name,
         "parameters": sum(p.numel() for p in net.parameters()),
     }
@@ -159,15 +160,15 @@ def fit(
     _loop(net, data, settings, device, console, facts, lambda: None, finish)
 
 
-def _description(net: nn.Module, data: Dataset, settings: Train) -> dict[str, Any] | None:
+def _description(net: nn.Module, data: Dataset, settings: Train) -> Description | None:
     """model.json of `net`; None if nothing is known that builds it anew. RnasError if what `settings` name does not."""
     named = is_own(settings.arch)
     mean, std = data.statistics()
     options = {"cells": settings.cells, "channels": settings.channels, "stem_stride": settings.stem_stride}
-    of_the_zoo = {"arch": settings.arch, **options, "mean": list(mean), "std": list(std)}
+    of_the_zoo = {"arch": settings.arch, **options, "mean": mean, "std": std}
     candidates: list[dict[str, Any]] = [{"arch": settings.arch}] if named else [of_the_zoo, {"arch": name_of(net)}]
     for how in candidates:
-        meta = {**how, **_facts(net, data)}
+        meta = Description(**how, **_facts(net, data))
         try:
             _check_equal(build_from_meta(meta, "arch"), net, data.train)
         except RnasError:

@@ -7,13 +7,12 @@ import importlib
 import importlib.util
 import sys
 import traceback
-from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, NamedTuple, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from rnas.errors import RnasError, unknown
-from rnas.settings import Search
+from rnas.settings import Search, flag_names
 
 if TYPE_CHECKING:
     from rnas.nas.methods.base import Method
@@ -84,14 +83,14 @@ def _defined(module: ModuleType, base: type[T]) -> list[type[T]]:
     ]
 
 
-def flags(settings: type) -> set[str]:
-    """The names of all settings, those within settings too."""
-    hints, found = get_type_hints(settings), set()
-    for f in fields(settings):
-        found |= flags(hints[f.name]) if is_dataclass(hints[f.name]) else {f.name}
-    return found
+def check_has(settings: type[Search], flag: str) -> None:
+    """RnasError for a setting that these `settings` lack and those of other methods have."""
+    having = [] if flag in flag_names(settings) else which_have(flag)
+    if having:
+        name = flag.replace("_", "-")
+        raise RnasError(f"{name} is not a setting of method {settings.method}, but of {', '.join(having)}")
 
 
 def which_have(flag: str) -> list[str]:
     """The methods of rnas that have a setting called `flag`."""
-    return [name for name in names() if flag in flags(load(name).settings)]
+    return [name for name in names() if flag in flag_names(load(name).settings)]

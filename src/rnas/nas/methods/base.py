@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from rnas.genotype import Architecture
-from rnas.nas.derive import discretise
+from rnas.nas.derive import Limits, discretise
 from rnas.nas.objectives import Vulnerability
 from rnas.nets.space import Shape, Weights
 from rnas.settings import Search, SearchSpace
@@ -47,6 +47,8 @@ class Method(nn.Module, ABC):
     data: ClassVar[Literal["halves", "all"]] = "halves"
     """The images of `engine.train()`: the first half of the training images, or all; validation is the second half."""
     settings: Search
+    limits: Limits | None = None
+    """On the size of what is found; the frame knows them once it knows the images."""
 
     def __init__(self, settings: Search):
         super().__init__()
@@ -103,7 +105,7 @@ class Method(nn.Module, ABC):
     def derive(self) -> Architecture:
         """The architecture as of now."""
         normal, reduce = (s.tolist() for s in self.strengths())
-        return discretise(self.settings.space, normal, reduce)
+        return discretise(self.settings.space, normal, reduce, limits=self.limits)
 
     def choose(self, engine: Engine) -> Architecture:
         """The architecture that the search ends with."""
@@ -121,6 +123,11 @@ class Method(nn.Module, ABC):
     def cost(cls, settings: Search, epoch: int, iterations: float) -> Cost:
         """Of an epoch (from 1) in which the training images make so many batches."""
         return Cost(attacks=2 * iterations, passes=2 * iterations)
+
+    @classmethod
+    def cost_of_choosing(cls, settings: Search, iterations: float) -> Cost:
+        """Of `choose`."""
+        return Cost(0.0, 0.0)
 
 
 class Alphas(nn.Module):

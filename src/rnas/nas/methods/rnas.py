@@ -34,7 +34,7 @@ UNPROJECTED: Fields = dict.fromkeys(("F_before", "multiplier", "distance", "proj
 
 @dataclass(frozen=True)
 class Settings(Search):
-    """Search an architecture under a bound on its network vulnerability (RNAS, Algorithm 1)."""
+    """Search an architecture under a bound on its network vulnerability (RNAS)."""
 
     method: str = "rnas"
     """Search method."""

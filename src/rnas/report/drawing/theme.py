@@ -37,6 +37,12 @@ COLORS: dict[str, tuple[str, str]] = {
     "series-6": ("#565c66", "#a9afba"),
 }
 
+VIRIDIS = (
+    "440154 48186a 472d7b 424086 3b528b 33638e 2c728e 26828e 21918d 1fa088 28ae80 3fbc73 5ec962 84d44b "
+    "addc30 d8e21a fde725"
+).split()
+"""Seventeen colours of matplotlib's viridis (Smith and van der Walt, CC0), evenly spaced from the lowest value up."""
+
 
 def light(role: str) -> str:
     """The colour of `role` on a light page, as #rrggbb."""

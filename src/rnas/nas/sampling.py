@@ -1,0 +1,94 @@
+"""Methods without architecture weights: every batch trains one architecture drawn at random, and the best of many
+candidates is what they find."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+
+from rnas.genotype import Architecture, Cell
+from rnas.nas.engine import Engine, Measured, Slope, of_candidate
+from rnas.nas.methods.base import Fields, Method
+from rnas.nas.sizes import first_that_fits
+from rnas.nets.ops import reductions
+from rnas.nets.space import Mask, Shape, Weights
+from rnas.settings import SearchSpace
+
+CALIBRATED = 640
+"""Images for BN's statistics of a candidate."""
+
+
+class Sampling(Method):
+    """Nothing but the mean of the drawn weights, which is what measurements see."""
+
+    mean: Tensor
+
+    def begin(self, shape: Shape) -> None:
+        self.rows = shape.space.cells if shape.per_cell else 2
+        self.register_buffer("mean", self.expected())
+
+    def weights(self, *noise: Tensor) -> Weights:
+        return Weights((self.mean,) * self.rows)
+
+    @abstractmethod
+    def expected(self) -> Tensor:
+        """(edges, operations), the mean of the weights that `draw` leads to."""
+
+    @abstractmethod
+    def draw(self, generator: torch.Generator) -> Architecture:
+        """One architecture to train."""
+
+    def candidate(self, generator: torch.Generator) -> Architecture:
+        """One to score, whose network fits: drawn alike."""
+        return first_that_fits(lambda: self.draw(generator), self.limits)
+
+    def derive(self) -> Architecture:
+        """The first candidate: before they are scored, none is known to be better than another."""
+        return self.candidate(of_candidate(self.settings.seed, 0))
+
+    def hard(self, architecture: Architecture) -> Weights:
+        """The weights, 0 or 1, with which the supernet is this architecture."""
+        return hard(architecture, self.shape(1), self.mean)
+
+    def step(self, engine: Engine, x: Tensor, y: Tensor, adversarial: bool = True) -> Slope:
+        """One step of the weights of one architecture, attacked as it is trained."""
+        w = self.hard(self.draw(engine.generator))
+        return engine.descend_weights(engine.adversarial(x, y, w) if adversarial else x, y, w)
+
+
+def hard(architecture: Architecture, shape: Shape, like: Tensor) -> Weights:
+    """1 for the operations of an architecture, 0 for the others; on the device and of the type of `like`.
+
+    A CPU is told, so that it does not compute them; a GPU is not, for it would record every sample anew.
+    """
+    cells = shape.space.cells
+    stands = [(i, i in reductions(cells)) for i in range(cells)] if shape.per_cell else [(0, False), (0, True)]
+    masks = tuple(mask_of(architecture.cell(*at), shape.space) for at in stands)
+    mix = tuple(torch.tensor(mask, dtype=like.dtype, device=like.device) for mask in masks)
+    return Weights(mix, live=masks if like.device.type == "cpu" else None)
+
+
+def mask_of(cell: Cell, space: SearchSpace) -> Mask:
+    """(edges, operations): which are in the cell."""
+    return tuple(
+        tuple((operation, source) in edges for operation in space.operations)
+        for node, edges in enumerate(cell.nodes)
+        for source in range(node + 2)
+    )
+
+
+def scored(measured: Measured, clean: bool = False) -> tuple[float, Fields]:
+    """The adversarial accuracy, or the clean one, as a candidate's score; and what the log tells of it besides."""
+    told = {
+        "clean_accuracy": measured.clean_accuracy,
+        "adversarial_accuracy": measured.adversarial_accuracy,
+        "F": measured.vulnerability,
+    }
+    return told["clean_accuracy" if clean else "adversarial_accuracy"], told
+
+
+def calibration(engine: Engine) -> list[Tensor]:
+    """Images for BN's statistics of a candidate."""
+    return [x for x, _ in engine.some(engine.images.train, CALIBRATED)]
