@@ -88,15 +88,19 @@ def all_edges(space: SearchSpace, normal: Strength, reduce: Strength) -> Genotyp
     return Genotype(_every(space, normal, "normal"), _every(space, reduce, "reduction"))
 
 
-def cap_skips(space: SearchSpace, normal: Strength, limit: int, keep: int = 2) -> list[list[float]]:
-    """The strengths of a normal cell without those of so many weak skips that `discretise` keeps `limit` at most.
+def cap_skips(
+    space: SearchSpace, normal: Strength, limit: int, choose: Callable[[Strength], Cell] | None = None
+) -> list[list[float]]:
+    """The strengths of a normal cell without those of so many weak skips that `choose`, by default as `discretise`,
+    keeps `limit` at most.
 
     One goes at a time, the weakest of those that are kept; then operations and edges are chosen anew, so another skip
     may come in. RnasError if nothing is left that enters a node.
     """
+    choose = choose or (lambda rows: _strongest(space, rows, 2, "normal"))
     rows = [list(row) for row in normal]
     while True:
-        nodes = _strongest(space, rows, keep, "normal").nodes
+        nodes = choose(rows).nodes
         kept = [
             _first_row(node) + source for node, edges in enumerate(nodes) for o, source in edges if o == "skip_connect"
         ]

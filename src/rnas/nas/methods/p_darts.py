@@ -29,8 +29,8 @@ import torch
 from torch import Tensor
 
 from rnas.errors import RnasError
-from rnas.genotype import Architecture
-from rnas.nas.derive import cap_skips, discretise, strongest
+from rnas.genotype import Architecture, Genotype
+from rnas.nas.derive import Strength, cap_skips, discretise, strongest
 from rnas.nas.engine import Engine, Slope
 from rnas.nas.methods.base import Alphas, Cost, Fields, Method, adam
 from rnas.nas.objectives import ArchitectureLoss
@@ -175,7 +175,11 @@ class PDarts(Method):
     def derive(self) -> Architecture:
         normal, reduce = (s.tolist() for s in self.strengths())
         space = self.settings.space
-        return discretise(space, cap_skips(space, normal, self.settings.max_skips), reduce)
+
+        def choose(rows: Strength) -> Genotype:
+            return discretise(space, rows, reduce, limits=self.limits)
+
+        return choose(cap_skips(space, normal, self.settings.max_skips, lambda rows: choose(rows).normal))
 
     def told(self, event: Mapping[str, Any]) -> str:
         return f", stage {event['stage']} of 3"

@@ -36,7 +36,7 @@ from rnas.errors import RnasError
 from rnas.fast.recording import WEIGHTS
 from rnas.genotype import Architecture
 from rnas.nas.costs import supernet_costs
-from rnas.nas.derive import all_edges
+from rnas.nas.derive import all_edges, discretise
 from rnas.nas.engine import Engine, Slope
 from rnas.nas.methods.base import Cost, Fields, Method, adam
 from rnas.nas.objectives import passed
@@ -184,7 +184,10 @@ class Snas(Method):
 
     def derive(self) -> Architecture:
         normal, reduce = (s.tolist() for s in self.strengths())
-        return all_edges(self.settings.space, normal, reduce)
+        found = all_edges(self.settings.space, normal, reduce)
+        if self.limits is None or self.limits.size(found).fits(self.limits.most):
+            return found
+        return discretise(self.settings.space, normal, reduce, limits=self.limits)  # with two edges a node, as DARTS's
 
     @classmethod
     def cost(cls, settings: Search, epoch: int, iterations: float) -> Cost:
