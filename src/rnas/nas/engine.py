@@ -310,7 +310,7 @@ class Engine:
         norm: Literal["l1", "l2"] = "l2",
         squared: bool = False,
         scale: float | Tensor = 1.0,
-        eps: float = 1e-2,
+        eps: float = 0.1,
         train: bool = False,
     ) -> Slope:
         """R = mean_b ‖d_b‖ for d_b = scale · Σ_i s_i ∇_x ℓ_b(x_i), and its gradients for `parameters`: by first-order
