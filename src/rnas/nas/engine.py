@@ -310,7 +310,7 @@ class Engine:
         norm: Literal["l1", "l2"] = "l2",
         squared: bool = False,
         scale: float | Tensor = 1.0,
-        eps: float = 1e-2,
+        eps: float = 0.1,
         train: bool = False,
     ) -> Slope:
         """R = mean_b ‖d_b‖ for d_b = scale · Σ_i s_i ∇_x ℓ_b(x_i), and its gradients for `parameters`: by first-order
@@ -319,7 +319,7 @@ class Engine:
         `terms`: (s_i, x_i (B,3,H,W)): of RACL and DSRNA one, of AdvRush two (+1 shifted, -1 as it is). With v_b the
         slope of the norm at d_b, times scale, held fixed,
             ∇R = ∇ mean_b Σ_i s_i (ℓ_b(x_i + εv_b) - ℓ_b(x_i - εv_b)) / 2ε
-        as ε becomes small, up to kinks (docs/decisions/022). `eps` is a length in pixel values, or in what `scale`
+        as ε becomes small, up to kinks (docs/decisions/022, 024). `eps` is a length in pixel values, or in what `scale`
         makes of them (l2: of the image's whole shift, l1: of each pixel's). BN's running statistics stay as they are.
         Tells R.
         """

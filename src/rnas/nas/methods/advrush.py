@@ -32,6 +32,7 @@ from rnas.nets.space import Shape, Weights
 from rnas.settings import Count, Flag, Search, at_least
 
 CURE = 4.0  # the factor of the term in the code that AdvRush takes it from
+EPS = 1.0  # how far images are shifted for the slope of the term: l2 length (docs/decisions/024)
 
 
 @dataclass(frozen=True)
@@ -132,10 +133,11 @@ def curvature(
     parameters: list[nn.Parameter],
     h: float,
     squared: bool = False,
+    eps: float = EPS,
 ) -> Slope:
     """The mean over images `x` (B,3,H,W) of ‖∇ℓ(x + hz) − ∇ℓ(x)‖₂ for normalised images; its slope."""
     std = engine.net.normalize.std
     sign = engine.input_gradient(loss, x, y).sign()
     length = sign.flatten(1).norm(dim=1).clamp_min(1e-30).view(-1, 1, 1, 1)
     terms = [(1.0, x + h * std * sign / length), (-1.0, x)]
-    return engine.input_term(loss, terms, y, parameters, squared=squared, scale=std)
+    return engine.input_term(loss, terms, y, parameters, squared=squared, scale=std, eps=eps)

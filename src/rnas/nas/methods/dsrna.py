@@ -37,6 +37,8 @@ from rnas.nas.objectives import ArchitectureLoss, passed
 from rnas.nets.space import Shape, Weights
 from rnas.settings import Count, Flag, Search, at_least
 
+EPS = {1: 0.1, 2: 1.0}  # how far images are shifted for the slope of the term, by q: a pixel, an image (decision 024)
+
 
 @dataclass(frozen=True)
 class Settings(Search):
@@ -136,12 +138,15 @@ class Dsrna(Method):
         return Cost(attacks=0.0, passes=iterations * (2 + 3 * rows))
 
 
-def jacobian_norm(engine: Engine, x: Tensor, rows: Tensor, parameters: list[nn.Parameter], q: int) -> Slope:
+def jacobian_norm(
+    engine: Engine, x: Tensor, rows: Tensor, parameters: list[nn.Parameter], q: int, eps: float | None = None
+) -> Slope:
     """The mean over images `x` (B,3,H,W) and their `rows` (B,n) of ‖J_k‖_q for normalised images; its slope."""
     images = x.repeat_interleave(rows.shape[1], 0)
     norm: Literal["l1", "l2"] = "l1" if q == 1 else "l2"
     std = engine.net.normalize.std
-    return engine.input_term(Logit(), [(1.0, images)], rows.flatten(), parameters, norm=norm, scale=std)
+    eps = EPS[q] if eps is None else eps
+    return engine.input_term(Logit(), [(1.0, images)], rows.flatten(), parameters, norm=norm, scale=std, eps=eps)
 
 
 @dataclass(frozen=True)
