@@ -366,7 +366,7 @@ def test_a_source_tree_without_git_runs_too(monkeypatch: pytest.MonkeyPatch) -> 
         raise FileNotFoundError(2, "No such file or directory", "git")
 
     monkeypatch.setattr(subprocess, "run", missing)
-    assert environment("cpu", 0)["commit"] is None
+    assert environment("cpu", 0).commit is None
 
 
 def test_a_name_that_is_no_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 import rnas
 from rnas import cli
+from rnas.records.folder import command_of
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -21,7 +22,7 @@ def commands() -> list[str]:
 @pytest.mark.parametrize("command", commands())
 def test_commands_parse(command: str) -> None:
     parsed = cli.parse(shlex.split(command)[1:])
-    assert type(parsed).__name__.lower() == shlex.split(command)[1]
+    assert command_of(parsed) == shlex.split(command)[1]
 
 
 def test_there_are_commands_to_try() -> None:

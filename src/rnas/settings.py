@@ -657,6 +657,10 @@ NOT_IDENTITY = ("out", "resume", "device", "save_memory", "precision", "yes", "s
 def identity(settings: Any) -> dict[str, Any]:
     """The settings that make a run what it is, as JSON values: two runs with equal ones are the same run."""
     plain = {k: _plain(v) for k, v in asdict(settings).items() if k not in NOT_IDENTITY}
+    if plain.get("max_params") is None and plain.get("max_macs") is None:  # then nothing depends on the target's size
+        plain = {
+            k: v for k, v in plain.items() if k not in ("max_params", "max_macs", "target_cells", "target_channels")
+        }
     source = plain.get("source")
     if source and ("/" in source["data"] or source["data"].endswith(".npz") or Path(source["data"]).is_dir()):
         source["data"] = str(Path(source["data"]).expanduser().resolve())  # the run may be read from another folder

@@ -18,6 +18,7 @@ from rnas.attacks import CW, FGSM, PGD
 from rnas.compute import checkpoint
 from rnas.fast.supernet import FastSupernet
 from rnas.nets.zoo import build
+from rnas.records.folder import Run
 from rnas.settings import SearchSpace
 from supernets import given, searching, weight_step
 
@@ -106,8 +107,9 @@ def test_a_resumed_optimiser_counts_its_steps_on_the_host(tmp_path: Path) -> Non
     before = adam("cpu")
     before.param_groups[0]["params"][0].grad = torch.ones(3)
     before.step()
-    checkpoint.save(tmp_path, {"optimizer": before.state_dict()})
-    saved = checkpoint.load(tmp_path)
+    run = Run(tmp_path, {})
+    checkpoint.save(run, {"optimizer": before.state_dict()})
+    saved = checkpoint.load(run)
     assert saved is not None
     resumed = adam("meta")
     resumed.load_state_dict(saved["optimizer"])

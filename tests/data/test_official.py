@@ -708,12 +708,12 @@ def damage(name: str, file: str, content: bytes | None) -> dict[str, bytes]:
 
 
 DAMAGED = [
-    ("cifar10", "data_batch_2.bin", None, "no multiple of 3073"),
+    ("cifar10", "data_batch_2.bin", None, "not a multiple of 3073"),
     ("cifar10", "test_batch.bin", b"", "0 bytes"),
     ("cifar10", "test_batch.bin", b"\x0a" + bytes(3072), "a label 10: expected 0 to 9"),
     ("cifar10", "batches.meta.txt", b"cat\ndog\n", "has 2 different names: expected 10"),
     ("cifar10", "batches.meta.txt", b"\xff\xfe", "is no text"),
-    ("cifar100", "train.bin", bytes(3073), "no multiple of 3074"),
+    ("cifar100", "train.bin", bytes(3073), "not a multiple of 3074"),
     ("cifar100", "train.bin", b"\x00\x64" + bytes(3072), "a label 100"),
     ("tiny-imagenet", "wnids.txt", b"n01\nn02\n../n03\n", "no list of two or more"),
     ("tiny-imagenet", "wnids.txt", b"n01\nn02\nn04\n", "cannot read .*n04"),

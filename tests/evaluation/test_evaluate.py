@@ -81,7 +81,8 @@ def dying(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
     monkeypatch.setattr("rnas.evaluation.evaluate.shutil.rmtree", deadly(shutil.rmtree))
 
 
-MOMENTS = 9  # folder cleared, settings, state, a batch for each attack, masks, examples, evaluation, folder removed
+# The writer's name, folder cleared, settings, state, a batch for each attack, masks, examples, evaluation, folder gone.
+MOMENTS = 10
 
 
 @pytest.mark.parametrize(
@@ -108,7 +109,7 @@ def test_resume_goes_on_after_a_kill_at_any_moment(after: int, run: Path, monkey
 def test_an_unfinished_evaluation_is_not_dropped(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = Evaluate(run=run, attacks=("fgsm", "pgd2"), limit=16)
     with monkeypatch.context() as patch:
-        dying(patch, 5)
+        dying(patch, 6)
         with pytest.raises(Killed):
             evaluate_run(settings)
     kept = (run / "evaluation.partial" / "attacks.json").read_bytes()
@@ -185,7 +186,7 @@ def test_evaluations_that_cannot_be(
 ) -> None:
     if "--resume" in arguments:
         with monkeypatch.context() as patch:
-            dying(patch, 5)
+            dying(patch, 6)
             with pytest.raises(Killed):
                 main(["evaluate", str(run), "--limit", "10", "--attacks", "fgsm"])
         capsys.readouterr()

@@ -78,7 +78,7 @@ def test_damaged_architectures_are_explained(value: object, message: str) -> Non
 
 
 def test_files_and_table_agree() -> None:
-    files = {path.stem for path in Path(paper.__file__).parents[1].glob("genotypes/*.json")}
+    files = {path.stem for path in Path(paper.__file__).parent.glob("genotypes/*.json")}
     assert files == {n.lower() for n, p in paper.architectures().items() if p.kind == "cell" and p.source}
 
 

@@ -199,14 +199,14 @@ def test_records_come_back_with_what_they_do_not_know(name: str, run: Path) -> N
 def test_events_of_a_log_are_records(tmp_path: Path) -> None:
     events = [
         {"event": "epoch", "epoch": 1, "seconds": 2, "of one method": 3},
-        {"event": "candidate", "number": 0, "score": None, "candidate": {}},
+        {"event": "candidate", "round": "all", "number": 0, "score": 0.5, "candidate": {}},
         {"event": "resumed"},
         {"event": "warning", "message": "μ"},
     ]
     (tmp_path / layout.LOG).write_text("".join(json.dumps(e) + "\n" for e in events))
     epochs, others = read_events(tmp_path, SearchEpoch)
     assert epochs == (SearchEpoch(epoch=1, seconds=2.0, more={"of one method": 3}),)
-    assert others == (Candidate(0, None, {}), Warned("μ"))
+    assert others == (Candidate("all", 0, 0.5, {}), Warned("μ"))
 
 
 def test_golden_run_of_the_first_version_is_read_as_it_was() -> None:

@@ -115,16 +115,18 @@ def test_other_settings_are_another_evaluation(tmp_path: Path) -> None:
     plan = make_plan(smoke("table2", tmp_path, only=("SqueezeNet", "ResNet18")))
     step = next(s for s in plan.steps.values() if isinstance(s, Evaluate))
     step.run.mkdir(parents=True)
-    (step.run / "model.json").write_text('{"weights": "abc"}')
+    model = {"arch": "ResNet18", "classes": ["0", "1"], "image_size": [8, 8], "weights": "abc"}
+    (step.run / "model.json").write_text(json.dumps(model))
     (step.run / "masks.npz").touch()
     path = step.run / "evaluation.json"
-    path.write_text("{}")
+    half = {"accuracy": 0.5}
+    done = {"attacks": dict.fromkeys(("fgsm", "pgd20", "aa"), half), "limit": 4, "eps": 16 / 255, "norm": "linf"}
+    done |= {"seed": 0, "n": 4, "clean": half, "data": None, "weights": "abc", "dataset": "digits"}
+    path.write_text(json.dumps({key: done[key] for key in ("eps", "norm", "n", "clean", "attacks")}))
     assert not finished(step)  # nobody knows with which settings
-    done = {"attacks": {"fgsm": {}, "pgd20": {}, "aa": {}}, "limit": 4, "eps": 16 / 255, "norm": "linf", "seed": 0}
-    done |= {"data": None, "weights": "abc", "dataset": "digits"}
     path.write_text(json.dumps(done))
     assert finished(step)  # more attacks are no harm
-    for change in ({"attacks": {"fgsm": {}}}, {"limit": 2}, {"eps": 8 / 255}, {"weights": "def"}, {"data": "x.npz"}):
+    for change in ({"attacks": {"fgsm": half}}, {"limit": 2}, {"eps": 8 / 255}, {"weights": "def"}, {"data": "x.npz"}):
         path.write_text(json.dumps({**done, **change}))
         assert not finished(step)
 

@@ -245,7 +245,7 @@ def test_evaluations_of_one_kind_add_up(tmp_path: Path) -> None:
         assert set(evaluate_run(settings).summary["attacks"]) == {"fgsm"}
     assert (tmp_path / "evaluation.json").read_bytes() == before
     kept = read_all(tmp_path)
-    assert [(e.summary["n"], e.attacks) for e in kept] == [(30, ["fgsm", "pgd2"]), (30, ["fgsm"]), (20, ["fgsm"])]
+    assert [(e.summary.n, e.attacks) for e in kept] == [(30, ["fgsm", "pgd2"]), (30, ["fgsm"]), (20, ["fgsm"])]
     assert all(e.files.masks.exists() and e.files.examples.exists() for e in kept)
     (part,) = read_parts([tmp_path])
     assert isinstance(part, NetworkPart)

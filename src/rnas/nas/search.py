@@ -329,8 +329,9 @@ def _save_arrays(folder: Path, settings: Search, state: State) -> None:
     weights for each cell cell0, cell1, ...; and alphas.npz of a method whose weights are a softmax."""
     operations = np.array(settings.space.operations)
     for name, history in ((STRENGTHS, state.strengths), (ALPHAS, state.alphas)):
-        per_cell = state.engine.net.shape.per_cell
-        kinds = [f"cell{i}" for i in range(len(history[0]))] if per_cell else ["normal", "reduce"][: len(history[0])]
+        shape, n = state.engine.net.shape, len(history[0])
+        of_cells = shape.per_cell and n == shape.space.cells != 2
+        kinds = [f"cell{i}" for i in range(n)] if of_cells else ["normal", "reduce"][:n]
         courses = {k: np.stack([point[i].numpy() for point in history]) for i, k in enumerate(kinds)}
         if courses:
             write_arrays(folder / name, {**courses, "operations": operations})

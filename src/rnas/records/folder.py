@@ -181,8 +181,7 @@ def check_free(folder: Path, wanted: dict[str, Any], resume: bool) -> None:
 
 def differences(found: Record, wanted: Record) -> dict[str, str]:
     """What tells the run `found` from the run `wanted`: each setting, and how it differs, for people."""
-    as_ever = {"precision": "fp32", "lr_min": 0.0, "target_cells": 20, "target_channels": 36}  # before one could choose
-    found = {**as_ever, **found}
+    found = {"precision": "fp32", "lr_min": 0.0, **found}  # what there was before they could be chosen
     return {k: _change(k, found.get(k), v) for k, v in wanted.items() if found.get(k) != v}
 
 
