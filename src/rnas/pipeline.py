@@ -70,7 +70,8 @@ def _work(
     started, steps = time.perf_counter(), 2 + 2 * len(budget.trainings)
     report, exported = out / REPORT, out / MODEL
     evaluations = {name: replace(budget.evaluate, run=out / name) for name in budget.trainings}
-    if all(map(holds, evaluations.values())) and report.exists() and (exported.exists() or missing is not None):
+    parts = (out / "search" / GENOTYPE, report, *([exported] if missing is None else []))
+    if all(map(holds, evaluations.values())) and all(path.exists() for path in parts):
         console.say(f"the run in {out} is finished: nothing is left to do\nreport: {report}")
         return report
 
