@@ -24,7 +24,7 @@ from rnas.evaluation.trust import above_chance, chance
 from rnas.fast.recording import forget
 from rnas.fast.supernet import FastSupernet
 from rnas.files import write_text
-from rnas.genotype import Architecture
+from rnas.genotype import Architecture, CellCodes
 from rnas.nas.engine import WEIGHTS_DRAWN, Batch, Engine, Halves, Measured
 from rnas.nas.methods import load
 from rnas.nas.methods.base import Method
@@ -329,8 +329,8 @@ def _save_arrays(folder: Path, settings: Search, state: State) -> None:
     weights for each cell cell0, cell1, ...; and alphas.npz of a method whose weights are a softmax."""
     operations = np.array(settings.space.operations)
     for name, history in ((STRENGTHS, state.strengths), (ALPHAS, state.alphas)):
-        shape, n = state.engine.net.shape, len(history[0])
-        of_cells = shape.per_cell and n == shape.space.cells != 2
+        n, found = len(history[0]), state.engine.method.derive()
+        of_cells = isinstance(found, CellCodes) and found.depth is not None
         kinds = [f"cell{i}" for i in range(n)] if of_cells else ["normal", "reduce"][:n]
         courses = {k: np.stack([point[i].numpy() for point in history]) for i, k in enumerate(kinds)}
         if courses:
