@@ -6,6 +6,7 @@ Each command is a frozen dataclass: its fields are the flags of the command line
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -693,7 +694,7 @@ def _typed(annotation: Any, value: Any, name: str) -> Any:
     elif isinstance(value, list):
         value, fits = tuple(value), _holds_names(kinds) and all(isinstance(v, str) for v in value)
     else:
-        fits = type(value) in kinds or (type(value) is int and float in kinds)
+        fits = type(value) in kinds or (type(value) is int and float in kinds and abs(value) <= sys.float_info.max)
     if not fits:
         raise ValueError(f"{name} is {value!r}")
     return value

@@ -144,6 +144,15 @@ def test_a_wrong_value_is_read_or_the_file_is_named(file: File, run: Path) -> No
 
 
 @each_file
+def test_a_whole_number_too_large_for_a_float_is_read_or_named(file: File, run: Path) -> None:
+    text = (run / file.part / file.name).read_text()
+    lines = [json.loads(line) for line in text.splitlines()][:1] if file.name == layout.LOG else [json.loads(text)]
+    for i, value in enumerate(lines):
+        for place in list(places(value))[:60]:
+            refused(file, run, "".join(json.dumps(v) + "\n" for v in put(lines, (i, *place), 10**400)).encode())
+
+
+@each_file
 def test_a_file_without_one_of_its_keys_is_read_or_named(file: File, run: Path) -> None:
     if file.name == layout.LOG:
         return
