@@ -232,7 +232,7 @@ def test_recorded_steps_are_the_steps(arch: str, precision: Precision, monkeypat
         if engine is not None:
             engine.optimiser.param_groups[0].update(lr=0.0, weight_decay=0.0)
             slope = engine.method.descend_alphas(engine, x, y)
-            result += [slope.loss, slope.told, *(g.clone() for g in slope.grads)]
+            result += [slope.loss, slope.aux, *(g.clone() for g in slope.grads)]
             f, grads = engine.method.slope_of_f(engine, x, (x + 0.05).clamp(0, 1))
             result += [f, *(g.clone() for g in grads)]
         floats = [b.flatten() for b in net.buffers() if b.is_floating_point()]

@@ -56,10 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _complain(f"{where}: {e.strerror or e}")
         sys.exit(2)
     except (MemoryError, RuntimeError) as e:
-        told = out_of_memory(e)
-        if told is None:
+        message = out_of_memory(e)
+        if message is None:
             raise
-        _complain(str(told))
+        _complain(str(message))
         sys.exit(2)
     except KeyboardInterrupt as e:
         words, code = ("terminated", 143) if isinstance(e, _Terminated) else ("interrupted", 130)
@@ -223,8 +223,8 @@ def _run(command: Any) -> None:
 
             console = Console()
             if command.seeds is not None:
-                told = search_seeds(command, console, lambda one: partial(announce_search, one, console))
-                console.say(f"{told}\nwrote {command.out}/seeds.json\nnext: rnas report {_word(command.out)}")
+                table = search_seeds(command, console, lambda one: partial(announce_search, one, console))
+                console.say(f"{table}\nwrote {command.out}/seeds.json\nnext: rnas report {_word(command.out)}")
                 return
             found = search(command, console, announce=partial(announce_search, command, console))
             options = f" --data {shlex.quote(command.source.data)}{f' --cells {found.depth}' if found.depth else ''}"

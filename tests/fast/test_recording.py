@@ -316,9 +316,9 @@ def search_steps(net: FastSupernet, precision: str = "fp32", rounds: int = 4) ->
     for step in range(rounds):
         x, y = batch(seed=step)
         slope = engine.descend_weights(engine.adversarial(x, y), y)
-        returned += [slope.loss, slope.told]
+        returned += [slope.loss, slope.aux]
         slope = engine.method.descend_alphas(engine, 1 - x, y.flip(0))
-        returned += [slope.loss, slope.told]
+        returned += [slope.loss, slope.aux]
         f, grads = engine.method.slope_of_f(engine, x, 1 - x, scale=0.1)
         returned += [f, *(g.clone() for g in grads)]
         engine.measure([(x, y)])  # in eval mode, in between

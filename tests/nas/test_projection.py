@@ -29,11 +29,11 @@ def project(
 ) -> Projection:
     """Of an F that autograd differentiates."""
 
-    def sloped(scale: float) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    def gradients(scale: float) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         value = f()
         return value.detach(), torch.autograd.grad(value / scale, alphas, allow_unused=True, materialize_grads=True)
 
-    return project_by_slope(alphas, sloped, measure, bound, **options)
+    return project_by_slope(alphas, gradients, measure, bound, **options)
 
 
 def worst(alphas: list[torch.Tensor], expected: list[torch.Tensor]) -> float:

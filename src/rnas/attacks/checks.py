@@ -113,8 +113,8 @@ def missing_gradient(model: Model, x: Tensor) -> str | None:
             logits = model(x)
             gradient = torch.autograd.grad(logits.sum(), x, allow_unused=True)[0] if logits.requires_grad else None
         except Exception as e:  # a foreign model may raise anything
-            if told := out_of_memory(e):
-                raise told from e
+            if error := out_of_memory(e):
+                raise error from e
             return f"the model has none to give ({_first_line(e)})"
     return "the model's answer is cut off from the images" if gradient is None else None
 

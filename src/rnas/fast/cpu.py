@@ -20,9 +20,9 @@ from rnas.fast.plan import (
     Backend,
     CellPlan,
     ConvOperation,
-    Rule,
+    Executor,
     Source,
-    TrainRule,
+    TrainExecutor,
     is_pointwise,
     scale_and_shift,
     update_running_statistics,
@@ -79,7 +79,7 @@ def _pools(source: Source, x: Tensor) -> list[Tensor]:
     ]
 
 
-class BatchStatistics(TrainRule):
+class BatchStatistics(TrainExecutor):
     """BN as in train mode."""
 
     def __init__(self, plan: CellPlan, weights: Tensor, kept: dict[int, Tensor]):
@@ -128,7 +128,7 @@ class BatchStatistics(TrainRule):
         update_running_statistics(self._seen)
 
 
-class Folded(Rule):
+class Folded(Executor):
     """BN as in eval mode, folded with α into the 1x1 convolutions. Holds while weights, α and buffers stay."""
 
     def __init__(self, plan: CellPlan, weights: Tensor):
@@ -185,8 +185,8 @@ def _folded_source(
 class OnCpu(Backend):
     """The fast supernet on a CPU."""
 
-    def on_batch_statistics(self, plan: CellPlan, weights: Tensor, kept: dict[int, Tensor]) -> TrainRule:
+    def on_batch_statistics(self, plan: CellPlan, weights: Tensor, kept: dict[int, Tensor]) -> TrainExecutor:
         return BatchStatistics(plan, weights, kept)
 
-    def folded(self, plan: CellPlan, weights: Tensor) -> Rule:
+    def folded(self, plan: CellPlan, weights: Tensor) -> Executor:
         return Folded(plan, weights)

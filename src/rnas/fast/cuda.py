@@ -21,9 +21,9 @@ from rnas.fast.plan import (
     CellPlan,
     Convolution,
     ConvOperation,
-    Rule,
+    Executor,
     Source,
-    TrainRule,
+    TrainExecutor,
     is_pointwise,
     update_running_statistics,
 )
@@ -171,7 +171,7 @@ def pools(x: Tensor, source: Source) -> list[Tensor]:
     ]
 
 
-class BatchStatistics(TrainRule):
+class BatchStatistics(TrainExecutor):
     """BN as in train mode."""
 
     node = Node
@@ -353,7 +353,7 @@ class FoldedOperation:
         return pointwise(depthwise(z, self.tensors[2], 1, 1), self.tensors[3], total)
 
 
-class Folded(Rule):
+class Folded(Executor):
     """BN as in eval mode, folded with α into the 1x1 convolutions."""
 
     def __init__(self, plan: CellPlan, weights: Tensor):
@@ -422,8 +422,8 @@ class Folded(Rule):
 class OnGpu(Backend):
     """The fast supernet on a GPU, in torch's kernels."""
 
-    def on_batch_statistics(self, plan: CellPlan, weights: Tensor, kept: dict[int, Tensor]) -> TrainRule:
+    def on_batch_statistics(self, plan: CellPlan, weights: Tensor, kept: dict[int, Tensor]) -> TrainExecutor:
         return BatchStatistics(plan, weights, kept)
 
-    def folded(self, plan: CellPlan, weights: Tensor) -> Rule:
+    def folded(self, plan: CellPlan, weights: Tensor) -> Executor:
         return Folded(plan, weights)

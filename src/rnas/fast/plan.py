@@ -112,7 +112,7 @@ class Edge:
         convolutions = {k: ConvOperation(KINDS[names[k][:4]], stride, m) for k, m in rest.items()}
         return cls(row, convolutions, cast("dict[int, nn.BatchNorm2d]", pools), mixed.skip)
 
-    def only(self, live: Sequence[bool]) -> Edge:
+    def restricted_to(self, live: Sequence[bool]) -> Edge:
         """Without the operations that are not `live`."""
         return Edge(
             self.row,
@@ -160,9 +160,9 @@ class Source:
             )
         return tuple(plan)
 
-    def only(self, live: Mask) -> Source:
+    def restricted_to(self, live: Mask) -> Source:
         """Without the operations that are not `live`."""
-        return Source(self.stride, self.names, [edge.only(live[edge.row]) for edge in self.edges])
+        return Source(self.stride, self.names, [edge.restricted_to(live[edge.row]) for edge in self.edges])
 
 
 class CellPlan(NamedTuple):
@@ -175,9 +175,9 @@ class CellPlan(NamedTuple):
     channels: int
     """How many go through the operations of an edge."""
 
-    def only(self, live: Mask) -> CellPlan:
+    def restricted_to(self, live: Mask) -> CellPlan:
         """Without the operations that are not `live`."""
-        return self._replace(sources=tuple(source.only(live) for source in self.sources))
+        return self._replace(sources=tuple(source.restricted_to(live) for source in self.sources))
 
     def mixes_all(self) -> bool:
         """Whether all channels go through the operations."""
@@ -193,7 +193,7 @@ class CellPlan(NamedTuple):
         )
 
 
-class Rule(Protocol):
+class Executor(Protocol):
     """How a cell is computed, its BN included. Holds while parameters and the weights of operations stay."""
 
     def preprocessed(self, x: Tensor, operation: ConvOperation) -> Tensor:
@@ -211,14 +211,14 @@ class Rule(Protocol):
 
 
 @runtime_checkable
-class CellRule(Rule, Protocol):
+class CellExecutor(Executor, Protocol):
     """Which computes a cell as a whole."""
 
     def run(self, s0: Tensor, s1: Tensor) -> Tensor:
         """The cell's output (B,nodes·C,H,W), from the outputs of the cell before last and the last."""
 
 
-class TrainRule(Rule, Protocol):
+class TrainExecutor(Executor, Protocol):
     """With the batch's statistics, which it remembers."""
 
     def update(self) -> None:
@@ -228,10 +228,10 @@ class TrainRule(Rule, Protocol):
 class Backend(Protocol):
     """How cells are computed on a kind of device. `weights` (edges, operations)."""
 
-    def on_batch_statistics(self, plan: CellPlan, weights: Tensor, kept: dict[int, Tensor]) -> TrainRule:
+    def on_batch_statistics(self, plan: CellPlan, weights: Tensor, kept: dict[int, Tensor]) -> TrainExecutor:
         """For train mode. `kept`: of the edges with a skip that drops values, what these are multiplied with."""
 
-    def folded(self, plan: CellPlan, weights: Tensor) -> Rule:
+    def folded(self, plan: CellPlan, weights: Tensor) -> Executor:
         """For eval mode: BN and the weights are folded into the 1x1 convolutions."""
 
 

@@ -24,7 +24,17 @@ from rnas.fast.cpu import OnCpu
 from rnas.fast.cpu_kernels import shuffled_together
 from rnas.fast.cuda import OnGpu
 from rnas.fast.kernels.available import triton_works
-from rnas.fast.plan import Backend, CellPlan, CellRule, ConvOperation, Edge, Rule, Source, TrainRule, scale_and_shift
+from rnas.fast.plan import (
+    Backend,
+    CellExecutor,
+    CellPlan,
+    ConvOperation,
+    Edge,
+    Executor,
+    Source,
+    TrainExecutor,
+    scale_and_shift,
+)
 from rnas.nets.ops import total
 from rnas.nets.space import CellWeights, Shape, Weights
 from rnas.nets.supernet import MixedOperation, Supernet, SupernetCell, shuffled
@@ -39,8 +49,8 @@ def backend_for(x: Tensor, train: bool = False, recorded: bool = False) -> Backe
     """The one that pays where `x` is, in train or in eval mode; `recorded`: launching kernels costs nothing."""
     if on_cpu(x):
         return OnCpu()
-    pays = recorded or not train  # in train mode launching Triton's many kernels costs more than they save
-    if pays and x.dtype == torch.float32 and triton_works(x.device):
+    launch = recorded or not train  # in train mode launching Triton's many kernels costs more than they save
+    if launch and x.dtype == torch.float32 and triton_works(x.device):
         from rnas.fast.triton import OnTriton
 
         return OnTriton()
@@ -74,46 +84,46 @@ class FastCell(SupernetCell):
             return self.run(s0, s1, plan, self.fold(plan, weights), weights)
         if self.checkpointed and torch.is_grad_enabled():
             # A cell draws no random numbers, and a recording (`rnas.fast.recording`) could not read their state.
-            out, rule = checkpoint(
+            out, executor = checkpoint(
                 self._run_train, s0, s1, plan, weights, self.recorded, use_reentrant=False, preserve_rng_state=False
             )
         else:
-            out, rule = self._run_train(s0, s1, plan, weights, self.recorded)
-        rule.update()  # here, because a checkpoint runs the cell a second time
+            out, executor = self._run_train(s0, s1, plan, weights, self.recorded)
+        executor.update()  # here, because a checkpoint runs the cell a second time
         return cast(Tensor, out)
 
     def _run_train(
         self, s0: Tensor, s1: Tensor, plan: CellPlan, weights: CellWeights, recorded: bool
-    ) -> tuple[Tensor, TrainRule]:
+    ) -> tuple[Tensor, TrainExecutor]:
         backend = backend_for(weights.mix, True, recorded)
-        rule = backend.on_batch_statistics(plan, weights.mix, self.kept_by_edge(weights.kept))
-        return self.run(s0, s1, plan, rule, weights), rule
+        executor = backend.on_batch_statistics(plan, weights.mix, self.kept_by_edge(weights.kept))
+        return self.run(s0, s1, plan, executor, weights), executor
 
     def plan_for(self, weights: CellWeights) -> CellPlan:
         """Without what is off."""
-        return self._plan if weights.live is None else self._plan.only(weights.live)
+        return self._plan if weights.live is None else self._plan.restricted_to(weights.live)
 
-    def fold(self, plan: CellPlan, weights: CellWeights) -> Rule:
-        """The rule for eval mode."""
+    def fold(self, plan: CellPlan, weights: CellWeights) -> Executor:
+        """The executor for eval mode."""
         return backend_for(weights.mix).folded(plan, weights.mix)
 
-    def run(self, s0: Tensor, s1: Tensor, plan: CellPlan, rule: Rule, weights: CellWeights) -> Tensor:
-        """The cell's output; `rule` says how BN is done."""
-        if isinstance(rule, CellRule):
-            return rule.run(s0, s1)
-        states = [rule.preprocessed(s, o) for s, o in zip((s0, s1), plan.inputs, strict=True)]
+    def run(self, s0: Tensor, s1: Tensor, plan: CellPlan, executor: Executor, weights: CellWeights) -> Tensor:
+        """The cell's output; `executor` says how BN is done."""
+        if isinstance(executor, CellExecutor):
+            return executor.run(s0, s1)
+        states = [executor.preprocessed(s, o) for s, o in zip((s0, s1), plan.inputs, strict=True)]
         others: list[Tensor] = []
         incoming: dict[int, Tensor] = {}
         for number, source in enumerate(plan.sources):
             if number >= 2:
-                states.append(self._node(number - 2, states, others, incoming, rule, weights))
+                states.append(self._node(number - 2, states, others, incoming, executor, weights))
             x = states[number]
             if self.part > 1:
                 others.append(self.passing_by(number, x).contiguous(memory_format=torch.channels_last))
-                x = rule.mixed(x)
+                x = executor.mixed(x)
             if source.edges:
-                incoming.update(zip(source.rows, rule.outgoing(x, source), strict=True))
-        states.append(self._node(self.nodes - 1, states, others, incoming, rule, weights))
+                incoming.update(zip(source.rows, executor.outgoing(x, source), strict=True))
+        states.append(self._node(self.nodes - 1, states, others, incoming, executor, weights))
         return torch.cat(states[2:], dim=1)
 
     def _node(
@@ -122,14 +132,14 @@ class FastCell(SupernetCell):
         states: Sequence[Tensor],
         others: Sequence[Tensor],
         incoming: dict[int, Tensor],
-        rule: Rule,
+        executor: Executor,
         weights: CellWeights,
     ) -> Tensor:
         """Node `number`, from what its edges brought, by row, and what passed by them; zeros where there is nothing."""
         rows = range(_first_row(number), _first_row(number + 1))
         terms = [incoming[row] for row in rows if row in incoming]
         if terms:
-            brought = total(terms) if self.part == 1 else rule.brought(total(terms), len(states[0]))
+            brought = total(terms) if self.part == 1 else executor.brought(total(terms), len(states[0]))
         else:
             stride = 2 if self.reduction else 1
             brought = torch.zeros_like(states[0][:, : self.mixed, ::stride, ::stride])
@@ -195,8 +205,8 @@ class FastSupernet(Supernet):
 
         def view(x: Tensor) -> Tensor:
             s0 = s1 = F.conv2d(self.normalize(arrange(x) if on_cpu(x) else x), stem, shift, conv.stride, conv.padding)
-            for cell, plan, rule, of_cell in folded:
-                s0, s1 = s1, cell.run(s0, s1, plan, rule, of_cell)
+            for cell, plan, executor, of_cell in folded:
+                s0, s1 = s1, cell.run(s0, s1, plan, executor, of_cell)
             return F.linear(s1.mean((2, 3)), weight, bias)
 
         return view

@@ -19,7 +19,7 @@ from rnas.fast import cuda as fast_gpu
 from rnas.fast.cuda import FoldedOperation
 from rnas.fast.kernels.batch_norm import normalized
 from rnas.fast.kernels.stencils import Passed, Stencil, convolve, kernel_grad, mix, pass_back, pass_on, spread
-from rnas.fast.plan import Backend, CellPlan, CellRule, Convolution, Rule, Source, TrainRule
+from rnas.fast.plan import Backend, CellExecutor, CellPlan, Convolution, Executor, Source, TrainExecutor
 
 
 def on_device_of(x: Tensor) -> AbstractContextManager[None]:
@@ -178,7 +178,7 @@ def _state(i: int, inputs: Sequence[Tensor], nodes: Tensor) -> Tensor:
     return inputs[i] if i < 2 else nodes[:, i - 2]
 
 
-class Folded(fast_gpu.Folded, CellRule):
+class Folded(fast_gpu.Folded, CellExecutor):
     """BN as in eval mode, folded with α into the 1x1 convolutions; differentiable by the images alone."""
 
     def __init__(self, plan: CellPlan, weights: Tensor):
@@ -203,10 +203,10 @@ class Folded(fast_gpu.Folded, CellRule):
 class OnTriton(Backend):
     """The fast supernet on a GPU, in kernels of our own."""
 
-    def on_batch_statistics(self, plan: CellPlan, weights: Tensor, kept: dict[int, Tensor]) -> TrainRule:
+    def on_batch_statistics(self, plan: CellPlan, weights: Tensor, kept: dict[int, Tensor]) -> TrainExecutor:
         return BatchStatistics(plan, weights, kept)
 
-    def folded(self, plan: CellPlan, weights: Tensor) -> Rule:
+    def folded(self, plan: CellPlan, weights: Tensor) -> Executor:
         # Torch's are differentiated by parameters and weights too, and know cells of other forms.
         if torch.is_grad_enabled() or not plan.is_whole():
             return fast_gpu.Folded(plan, weights)

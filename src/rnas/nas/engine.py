@@ -74,15 +74,15 @@ class Slope(NamedTuple):
     """What a step goes by."""
 
     loss: Tensor
-    told: Tensor
-    """What the objective tells besides: logits (B,classes), or a number."""
+    aux: Tensor
+    """What the objective returns beside its loss: logits (B,classes), or a number."""
     grads: tuple[Tensor, ...]
     """As the parameters; theirs until the next slope."""
 
     def plus(self, factor: float, term: Slope) -> Slope:
         """That of the loss and `factor` times a term's."""
         grads = tuple(g + factor * more for g, more in zip(self.grads, term.grads, strict=True))
-        return Slope(self.loss + factor * term.loss, self.told, grads)
+        return Slope(self.loss + factor * term.loss, self.aux, grads)
 
 
 @dataclass(frozen=True)
@@ -257,10 +257,10 @@ class Engine:
         self.steps += 1
         self.moved(1)
         with differentiating_only(parameters, self.net):
-            loss, told = differentiated(kind, objective, self.net, inputs, parameters)
+            loss, aux = differentiated(kind, objective, self.net, inputs, parameters)
         self.net.train()
         grads = tuple(torch.zeros_like(p) if p.grad is None else p.grad for p in parameters)
-        return Slope(loss, told, grads)
+        return Slope(loss, aux, grads)
 
     def descend(
         self,
@@ -296,7 +296,7 @@ class Engine:
         self._saw(self.architecture_seen, "architecture", slope, y)
 
     def _saw(self, running: Running, what: str, slope: Slope, y: Tensor) -> None:
-        running.add(slope.loss, slope.told, y)
+        running.add(slope.loss, slope.aux, y)
         check_finite(slope.loss, what, self.epoch, running.batches)
 
     def input_term(
@@ -457,10 +457,10 @@ class Engine:
                 for number in left:
                     if (name, number) not in scores:
                         reseed(self.settings.seed, CANDIDATES, number, index)
-                        scores[name, number], told = score(drawn[number])
+                        scores[name, number], fields = score(drawn[number])
                         if self.run is not None:
                             about = {"number": number, "candidate": drawn[number].to_json()}
-                            self.run.log(event="candidate", round=name, score=scores[name, number], **told, **about)
+                            self.run.log(event="candidate", round=name, score=scores[name, number], **fields, **about)
                     advance(1)
             best = max(scores[name, number] for number in left)
             self.console.say(f"candidates ({name}): {len(left)} scored, the best {best:.4g}")

@@ -31,7 +31,7 @@ class Projection:
 
 def project(
     alphas: Sequence[Tensor],
-    sloped: Callable[[float], tuple[Tensor, Sequence[Tensor]]],
+    gradients: Callable[[float], tuple[Tensor, Sequence[Tensor]]],
     measure: Callable[[], float],
     bound: float,
     *,
@@ -42,7 +42,7 @@ def project(
 ) -> Projection:
     """Move `alphas`, in place, to the nearest point where F is at most `bound`. # Eq. 9
 
-    `sloped(scale)` is F at the alphas as they are, perhaps on a sample, and the gradients of F / scale; `measure()`
+    `gradients(scale)` is F at the alphas as they are, perhaps on a sample, and the gradients of F / scale; `measure()`
     is the F by which feasibility is judged. Nothing moves if F ≤ H already. It aims at (1 - margin)·H, as a sampled F
     scatters, and lower where the samples' F proves smaller than the measured one.
     Stops early once feasible and stationary (the Lagrangian's gradient is at most `tolerance`); otherwise, after
@@ -59,7 +59,7 @@ def project(
     best: tuple[float, float, list[Tensor]] | None = None  # distance, F, point
     checks = max(2 * ROUND, steps // 6)
     for k in range(1, steps + 1):
-        sampled, pull = sloped(scale)  # F and ∇g
+        sampled, pull = gradients(scale)  # F and ∇g
         value = ((sampled - target) / scale).item()  # g
         if not math.isfinite(value):
             raise RnasError(f"F became {value * scale + target} in the projection, step {k}: the weights have diverged")

@@ -81,12 +81,12 @@ def mask_of(cell: Cell, space: SearchSpace) -> Mask:
 
 def scored(measured: Measured, clean: bool = False) -> tuple[float, Fields]:
     """The adversarial accuracy, or the clean one, as a candidate's score; and what the log tells of it besides."""
-    told = {
+    fields = {
         "clean_accuracy": measured.clean_accuracy,
         "adversarial_accuracy": measured.adversarial_accuracy,
         "F": measured.vulnerability,
     }
-    return told["clean_accuracy" if clean else "adversarial_accuracy"], told
+    return fields["clean_accuracy" if clean else "adversarial_accuracy"], fields
 
 
 def calibration(engine: Engine) -> list[Tensor]:

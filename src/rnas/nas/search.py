@@ -177,7 +177,7 @@ def _search(state: State, run: Run, console: Console, announce: Callable[[Datase
             state.remember()
             run.log(**event)
             state.save(run)
-            line = _line(event, settings.epochs) + engine.method.told(event)
+            line = _line(event, settings.epochs) + engine.method.summary(event)
             console.say(f"{line}, {event['seconds']:.1f} s{progress.left()}")
     engine.progress = None
     if settings.epochs > 0:
@@ -228,7 +228,7 @@ def _epoch(state: State) -> dict[str, Any]:
     lr = method.lr(state.epoch)
     set_lr(engine.optimizer, lr)
     engine.begin(state.epoch)
-    told = method.epoch(engine)
+    fields = method.epoch(engine)
     weights, architecture = engine.weights_seen, engine.architecture_seen
     on_train, on_validation = (engine.measure(m) for m in (engine.monitored_train, engine.monitored))
     for measured in (on_train, on_validation):  # what the last step made of the network, before it is saved
@@ -246,7 +246,7 @@ def _epoch(state: State) -> dict[str, Any]:
         "val": _performance(on_validation),
         **_chance(engine.monitored, on_validation),
         "F": on_validation.vulnerability,
-        **told,
+        **fields,
         **known,
         "none_share": _none_share(method),
         "genotype": method.derive().to_json(),

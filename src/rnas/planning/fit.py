@@ -156,12 +156,12 @@ def _ask(settings: Run, data: Dataset, needed: float, asked: float, console: Con
     """Ask whether to start a run of `needed` seconds in place of the `asked`; RnasError for no, with one that fits."""
     smaller, seconds = _quickest(settings, data).smaller(asked)
     command = shlex.join(["rnas", "run", *flags(smaller)])
-    told = (
+    forecast = (
         f"the least that makes sense takes {roughly(needed)} on this machine, not {roughly(asked)}. "
         f"Little can be expected of a shorter run; one that takes {roughly(seconds)}: {command}"
     )
-    if not console.asks(f"{told}\nStart the long one all the same?"):
-        raise RnasError(f"{told}. --yes starts the long one")
+    if not console.asks(f"{forecast}\nStart the long one all the same?"):
+        raise RnasError(f"{forecast}. --yes starts the long one")
 
 
 def keep(choice: Choice, out: Path) -> None:

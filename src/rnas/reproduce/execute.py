@@ -70,10 +70,10 @@ def run_missing(plan: Plan, console: Console, after: Callable[[dict[Path, str]],
             try:
                 perform(step, console)
             except (RnasError, MemoryError, RuntimeError) as e:
-                told = e if isinstance(e, RnasError) else out_of_memory(e)
-                if told is None:
+                error = e if isinstance(e, RnasError) else out_of_memory(e)
+                if error is None:
                     raise
-                console.say(f"failed: {told}")
-                failed[path] = str(told)
+                console.say(f"failed: {error}")
+                failed[path] = str(error)
             after(failed)
     return failed

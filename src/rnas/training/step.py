@@ -69,10 +69,10 @@ def differentiated(
     tensors, forms = apart(inputs)
     work = _Differentiating(objective, forms, parameters)
     if getattr(net, "saving_memory", False):  # a checkpoint reads the generator's state, which no recording may
-        loss, told = work(net, *tensors)
+        loss, aux = work(net, *tensors)
     else:
-        loss, told = replayed(kind, work, net, tensors, parameters)
-    return loss, told
+        loss, aux = replayed(kind, work, net, tensors, parameters)
+    return loss, aux
 
 
 @dataclass(frozen=True)
@@ -86,9 +86,9 @@ class _Differentiating:
     def __call__(self, net: nn.Module, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         for p in self.parameters:
             p.grad = None
-        loss, told = self.objective(net, *together(tensors, self.forms))
+        loss, aux = self.objective(net, *together(tensors, self.forms))
         torch.autograd.backward(loss, inputs=list(self.parameters))
-        return loss.detach(), told.detach()
+        return loss.detach(), aux.detach()
 
 
 @contextmanager

@@ -111,7 +111,7 @@ class Method(nn.Module, ABC):
         """The architecture that the search ends with."""
         return self.derive()
 
-    def told(self, event: Mapping[str, Any]) -> str:
+    def summary(self, event: Mapping[str, Any]) -> str:
         """What the line of an epoch shall say besides losses and accuracies."""
         return ""
 

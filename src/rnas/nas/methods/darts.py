@@ -133,7 +133,7 @@ def second_order(
         with engine.shifted(thetas, d, t):
             shifted.append([g.clone() for g in engine.slope(loss, train, alphas).grads])
     grads = (g - xi * (p - m) / (2 * eps) for g, p, m in zip(of_alphas, *shifted, strict=True))
-    return Slope(ahead.loss, ahead.told, tuple(grads))
+    return Slope(ahead.loss, ahead.aux, tuple(grads))
 
 
 @torch.no_grad()

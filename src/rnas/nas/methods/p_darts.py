@@ -181,7 +181,7 @@ class PDarts(Method):
 
         return choose(cap_skips(space, normal, self.settings.max_skips, lambda rows: choose(rows).normal))
 
-    def told(self, event: Mapping[str, Any]) -> str:
+    def summary(self, event: Mapping[str, Any]) -> str:
         return f", stage {event['stage']} of 3"
 
     @classmethod

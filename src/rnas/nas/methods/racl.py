@@ -165,7 +165,7 @@ class Racl(Method):
         slope = engine.slope(ArchitectureLoss(engine.precision), inputs, parameters, kind)
         for norm in norms:
             grads = tuple(g + factor * more for g, more in zip(slope.grads, norm.grads, strict=True))
-            slope = Slope(slope.loss + factor * norm.loss, slope.told, grads)
+            slope = Slope(slope.loss + factor * norm.loss, slope.aux, grads)
         return slope
 
     def stretch(self, engine: Engine, steps: int = 1) -> tuple[Tensor, Tensor]:
@@ -207,7 +207,7 @@ class Racl(Method):
     def choose(self, engine: Engine) -> Architecture:
         return self.of_sample() if self.settings.sampled else self.derive()
 
-    def told(self, event: Mapping[str, Any]) -> str:
+    def summary(self, event: Mapping[str, Any]) -> str:
         bound = "" if event["bound"] is None else f", bound {event['bound']:.2f}"
         return f" (ln λ_F {event['ln_lambda']:.2f}{bound})"
 

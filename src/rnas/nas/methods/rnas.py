@@ -144,7 +144,7 @@ class Rnas(Method):
         """F on batch statistics (Eq. 6), and the gradients of F / scale for the α."""
         objective = self.vulnerability(engine.precision, scale)
         slope = engine.slope(objective, (x, x_adv), self.parameters(), PROJECTION_STEP)
-        return slope.told, slope.grads
+        return slope.aux, slope.grads
 
     # --- what the engine asks
 
@@ -181,7 +181,7 @@ class Rnas(Method):
     def alphas(self) -> list[Tensor]:
         return list(self.parameters())
 
-    def told(self, event: Mapping[str, Any]) -> str:
+    def summary(self, event: Mapping[str, Any]) -> str:
         if event["F_before"] is None:
             return ""
         _, before, bound = apart(event["F"], event["F_before"], event["H"], form=lambda v, n: f"{v:.{n - 1}e}")

@@ -129,8 +129,8 @@ class Robnet(Sampling):
         """Scored by its accuracy under attack, after some epochs more as itself."""
         w = self.hard(found)
         with engine.calibrated(calibration(engine), w), engine.finetuned(self.settings.finetune, w):
-            accuracy, told = scored(engine.measure(engine.held_out, w))
-        return accuracy, {**told, "density": density(found)}
+            accuracy, fields = scored(engine.measure(engine.held_out, w))
+        return accuracy, {**fields, "density": density(found)}
 
     @classmethod
     def cost(cls, settings: Search, epoch: int, iterations: float) -> Cost:

@@ -162,7 +162,7 @@ class Snas(Method):
         of_thetas, of_own = slope.grads[: len(thetas)], slope.grads[len(thetas) :]
         engine.descend(slope._replace(grads=of_thetas), thetas, engine.optimizer, s.clip)
         engine.descend(slope._replace(grads=of_own), own, engine.optimiser, s.alpha_clip)
-        engine.saw_weights(slope._replace(loss=F.cross_entropy(slope.told, y)), y)
+        engine.saw_weights(slope._replace(loss=F.cross_entropy(slope.aux, y)), y)
         return slope
 
     def costs(self, x: Tensor) -> Tensor:
