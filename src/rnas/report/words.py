@@ -67,6 +67,11 @@ def count(n: int) -> str:
     return f"{n:,}".replace(",", "\u202f")
 
 
+def epochs(n: int) -> str:
+    """One epoch, 2 epochs."""
+    return "one epoch" if n == 1 else f"{n} epochs"
+
+
 def work_sentence(part: Part) -> str | None:
     """What a search or a training did, as its settings say: attack, epochs, learning rate, projection."""
     settings = part.settings
