@@ -107,3 +107,32 @@ def test_a_bound_of_zero_goes_as_far_as_it_can() -> None:
 
     result = project(alphas, f, lambda: f().item(), 0.0, steps=400)
     assert result.after < 1e-3
+    assert result.end != "feasible"
+    assert result.smallest == result.after
+
+
+def test_goes_on_until_it_is_feasible() -> None:
+    """Too few steps for the way: more are made, but not beyond the cap."""
+    for most, feasible in ((None, False), (15, False), (400, True)):
+        a = torch.tensor([1.0, 1.0], dtype=torch.float64, requires_grad=True)
+        slope = torch.tensor([1.0, 2.0], dtype=torch.float64)
+        f = lambda a=a, slope=slope: slope @ a  # noqa: E731
+        result = project([a], f, lambda f=f: f().item(), 0.5, steps=10, most=most, lr=0.02)
+        assert (result.end == "feasible") is feasible
+        assert (result.after <= 0.5) is feasible
+        assert result.steps <= (most or 10)
+        assert feasible or result.end == "steps"
+
+
+def test_stops_where_f_no_longer_falls() -> None:
+    """F ≥ 1 everywhere: it ends at the smallest F seen, long before the cap."""
+    a = torch.tensor([1.0, -2.0], dtype=torch.float64, requires_grad=True)
+
+    def f() -> torch.Tensor:
+        return 1 + (a**2).sum()
+
+    result = project([a], f, lambda: f().item(), 0.5, steps=60, most=10_000, lr=0.2)
+    assert result.end == "stalled"
+    assert result.steps < 1000
+    assert result.after == result.smallest == pytest.approx(1, abs=1e-3)
+    assert f().item() == result.after

@@ -23,9 +23,9 @@ from rnas.nas.methods.random import Random, uniform_genotype
 from rnas.nas.methods.random import Settings as RandomSettings
 from rnas.nas.methods.robnet import SEP, SKIP, Robnet, density, drawn_codes, fsp, fsp_loss
 from rnas.nas.methods.robnet import Settings as RobnetSettings
-from rnas.nas.sampling import hard
 from rnas.nas.search import search
 from rnas.nets.derived import DerivedNetwork
+from rnas.nets.space import hard
 from rnas.nets.supernet import Supernet
 from rnas.nets.zoo import find_architecture
 from rnas.records.folder import CHECK, read_log

@@ -8,13 +8,11 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from rnas.genotype import Architecture, Cell
+from rnas.genotype import Architecture
 from rnas.nas.engine import Engine, Measured, Slope, of_candidate
 from rnas.nas.methods.base import Fields, Method
 from rnas.nas.sizes import first_that_fits
-from rnas.nets.ops import reductions
-from rnas.nets.space import Mask, Shape, Weights
-from rnas.settings import SearchSpace
+from rnas.nets.space import Shape, Weights, hard
 
 CALIBRATED = 640
 """Images for BN's statistics of a candidate."""
@@ -56,27 +54,6 @@ class Sampling(Method):
         """One step of the weights of one architecture, attacked as it is trained."""
         w = self.hard(self.draw(engine.generator))
         return engine.descend_weights(engine.adversarial(x, y, w) if adversarial else x, y, w)
-
-
-def hard(architecture: Architecture, shape: Shape, like: Tensor) -> Weights:
-    """1 for the operations of an architecture, 0 for the others; on the device and of the type of `like`.
-
-    A CPU is told, so that it does not compute them; a GPU is not, for it would record every sample anew.
-    """
-    cells = shape.space.cells
-    stands = [(i, i in reductions(cells)) for i in range(cells)] if shape.per_cell else [(0, False), (0, True)]
-    masks = tuple(mask_of(architecture.cell(*at), shape.space) for at in stands)
-    mix = tuple(torch.tensor(mask, dtype=like.dtype, device=like.device) for mask in masks)
-    return Weights(mix, live=masks if like.device.type == "cpu" else None)
-
-
-def mask_of(cell: Cell, space: SearchSpace) -> Mask:
-    """(edges, operations): which are in the cell."""
-    return tuple(
-        tuple((operation, source) in edges for operation in space.operations)
-        for node, edges in enumerate(cell.nodes)
-        for source in range(node + 2)
-    )
 
 
 def scored(measured: Measured, clean: bool = False) -> tuple[float, Fields]:

@@ -317,7 +317,7 @@ def _warn(run: Run, method: Method, console: Console) -> None:
     if not events:
         raise RnasError(f"{run.folder / LOG} tells of no epoch, but the search is through: choose another --out")
     epochs = [e for e in events if e["event"] == "epoch"]
-    warning = method.warning(epochs[-1]) if epochs else None
+    warning = method.warning(epochs) if epochs else None
     if warning is not None:
         console.say(f"warning: {warning['message']}")
         if events[-1]["event"] == "epoch":

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from rnas.errors import RnasError
+from rnas.genotype import Architecture, Cell
+from rnas.nets.ops import reductions
 from rnas.settings import SearchSpace
 
 Mask = tuple[tuple[bool, ...], ...]
@@ -136,3 +138,24 @@ def together(tensors: Sequence[Tensor], forms: Forms) -> list[Input]:
     """The inputs that `apart` took apart."""
     rest = iter(tensors)
     return [next(rest) if form is None else form.filled(list(islice(rest, form.size))) for form in forms]
+
+
+def hard(architecture: Architecture, shape: Shape, like: Tensor) -> Weights:
+    """1 for the operations of an architecture, 0 for the others; on the device and of the type of `like`.
+
+    A CPU is told, so that it does not compute them; a GPU is not, for it would record every sample anew.
+    """
+    cells = shape.space.cells
+    stands = [(i, i in reductions(cells)) for i in range(cells)] if shape.per_cell else [(0, False), (0, True)]
+    masks = tuple(mask_of(architecture.cell(*at), shape.space) for at in stands)
+    mix = tuple(torch.tensor(mask, dtype=like.dtype, device=like.device) for mask in masks)
+    return Weights(mix, live=masks if like.device.type == "cpu" else None)
+
+
+def mask_of(cell: Cell, space: SearchSpace) -> Mask:
+    """(edges, operations): which are in the cell."""
+    return tuple(
+        tuple((operation, source) in edges for operation in space.operations)
+        for node, edges in enumerate(cell.nodes)
+        for source in range(node + 2)
+    )

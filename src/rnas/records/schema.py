@@ -195,11 +195,19 @@ class SearchEpoch(Epoch):
     chance: Share | None = None
     at_chance: bool | None = None
     F: float | None = None
+    """Network vulnerability, of what the bound binds."""
+    F_supernet: float | None = None
+    F_without_none: float | None = None
+    F_cell: float | None = None
+    """By the readings of `rnas.nas.readings`."""
     F_before: float | None = None
+    F_smallest: float | None = None
+    """In the projection: at its beginning, the smallest."""
     H: float | None = None
     multiplier: float | None = None
     distance: float | None = None
     projection_steps: int | None = None
+    projection_end: str | None = None
     none_share: Share | None = None
     genotype: Architecture | None = None
 

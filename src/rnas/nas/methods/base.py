@@ -8,7 +8,7 @@ method's. docs/methods.md has a whole example.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -115,8 +115,8 @@ class Method(nn.Module, ABC):
         """What the line of an epoch shall say besides losses and accuracies."""
         return ""
 
-    def warning(self, last: Mapping[str, Any]) -> dict[str, Any] | None:
-        """What to warn of at the end, from the log's last epoch: a `message` for people, and numbers."""
+    def warning(self, epochs: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+        """What to warn of at the end, from all epochs of the log: a `message` for people, and numbers."""
         return None
 
     @classmethod

@@ -7,7 +7,8 @@ over to other data; the projection is the method of multipliers (`rnas.nas.proje
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,14 +23,24 @@ from rnas.nas.engine import PROJECTION, Batch, Engine, Measured, Slope
 from rnas.nas.methods.base import Alphas, Cost, Fields, Method, adam
 from rnas.nas.objectives import Vulnerability, passed
 from rnas.nas.projection import ROUND, project
-from rnas.nets.space import Shape, Weights
+from rnas.nas.readings import READINGS, Read, Reading, of_cell, without_none
+from rnas.nets.space import Shape, Weights, hard
 from rnas.settings import Bound, Count, Features, Reduction, Search, at_least
 from rnas.training.step import differentiating_only
 from rnas.wording import apart
 
 # The projection aims this share under H: F is sampled, and the promise is F ≤ H on the monitored images.
 MARGIN = 0.1
-UNPROJECTED: Fields = dict.fromkeys(("F_before", "multiplier", "distance", "projection_steps"))
+CAP = 4
+"""How many times its planned steps a projection may take until it is feasible."""
+UNPROJECTED: Fields = dict.fromkeys(
+    ("F_before", "multiplier", "distance", "projection_steps", "F_smallest", "projection_end")
+)
+ENDED = {
+    "feasible": "the last steps took it over again; more --epochs help",
+    "stalled": "the projection lowered it no further; a larger --bound, or more --epochs, can be met",
+    "steps": "more --projection-steps or --epochs help",
+}
 
 
 @dataclass(frozen=True)
@@ -52,15 +63,19 @@ class Settings(Search):
     """KL over the positions of a channel: mean (divided by H·W) or sum (nats)."""
     features: Features = "raw"
     """Measure F on the cell outputs as they are, or brought to zero mean and unit variance per channel."""
+    bound_on: Reading = "supernet"
+    """What F ≤ H binds: the supernet as it is (the paper's words), without `none`, or the discretised cell in it."""
     projection_steps: Count = None
-    """Most steps of one projection; by default the second half of the epoch, as in the paper."""
+    """Steps of one projection; by default the second half of the epoch, as in the paper."""
+    projection_cap: Count = None
+    """Most steps of a projection that is not feasible by then; by default four times as many."""
     projection_lr: float = 0.2
     """Largest move of a coordinate of α_p in one step of the projection."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         Bound.parse(self.bound)
-        at_least(self, 1, "projection_steps")
+        at_least(self, 1, "projection_steps", "projection_cap")
         at_least(self, 0, "warmup", "alpha_lr", "alpha_weight_decay", "projection_lr")
         if self.phase_one >= self.epochs:
             raise RnasError(f"warmup is {self.phase_one} of {self.epochs} epochs: nothing is left to search in")
@@ -115,19 +130,21 @@ class Rnas(Method):
 
         def rounds() -> Iterator[Batch]:
             for x, y in engine.validation:
-                x_adv = engine.adversarial(x, y)
+                with self.read(engine, self.settings.bound_on, [x]) as w:
+                    x_adv = engine.adversarial(x, y, w)
                 engine.doing = "projection"
                 for _ in range(ROUND):
                     yield x, x_adv
 
-        drawn = rounds()
+        drawn, steps = rounds(), self.settings.projection_steps or max(1, steps)
         with differentiating_only(list(self.parameters()), engine.net):
             done = project(
                 list(self.parameters()),
                 lambda scale: self.slope_of_f(engine, *next(drawn), scale),
-                lambda: engine.measure(engine.monitored).vulnerability,
+                lambda: self.f(engine, self.settings.bound_on),
                 bound,
-                steps=self.settings.projection_steps or max(1, steps),
+                steps=steps,
+                most=self.settings.projection_cap or CAP * steps,
                 lr=self.settings.projection_lr,
                 margin=MARGIN,
             )
@@ -136,15 +153,37 @@ class Rnas(Method):
             "multiplier": done.multiplier,
             "distance": done.distance,
             "projection_steps": done.steps,
+            "F_smallest": done.smallest,
+            "projection_end": done.end,
         }
 
     def slope_of_f(
         self, engine: Engine, x: Tensor, x_adv: Tensor, scale: float = 1.0
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """F on batch statistics (Eq. 6), and the gradients of F / scale for the α."""
-        objective = self.vulnerability(engine.precision, scale)
-        slope = engine.slope(objective, (x, x_adv), self.parameters(), PROJECTION_STEP)
+        reading, shape = self.settings.bound_on, self.shape(engine.epoch)
+        objective = Read(reading, self.vulnerability(engine.precision, scale), shape.space)
+        cell = (of_cell(self.derive(), shape, self.alpha.normal),) if reading == "cell" else ()
+        slope = engine.slope(objective, (x, x_adv, *cell), self.parameters(), PROJECTION_STEP)
         return slope.aux, slope.grads
+
+    def f(self, engine: Engine, reading: Reading) -> float:
+        """F of the monitored images."""
+        images = engine.monitored
+        with self.read(engine, reading, [x for x, _ in images]) as w:
+            return engine.measure(images, w).vulnerability
+
+    @contextmanager
+    def read(self, engine: Engine, reading: Reading, images: Sequence[Tensor]) -> Iterator[Weights]:
+        """Within, the weights of operations by a reading; BN's running statistics, which an attack goes by, are theirs
+        on `images` (B,3,H,W)."""
+        if reading == "supernet":
+            yield self.weights()
+            return
+        shape, w = self.shape(engine.epoch), self.weights()
+        w = without_none(w, shape.space) if reading == "without-none" else hard(self.derive(), shape, w.mix[0])
+        with engine.calibrated(images, w):
+            yield w
 
     # --- what the engine asks
 
@@ -162,18 +201,20 @@ class Rnas(Method):
 
     def start(self, engine: Engine) -> None:
         if self.settings.phase_one == 0:
-            self.know_bound(engine.measure(engine.monitored))
+            self.know_bound(self.f(engine, self.settings.bound_on))
 
     def measured(self, engine: Engine, validation: Measured) -> Fields:
+        of = {r: validation.vulnerability if r == "supernet" else self.f(engine, r) for r in READINGS}
+        f = of[self.settings.bound_on]
         if engine.epoch == self.settings.phase_one:
-            self.know_bound(validation)
-        return {"H": self.bound}
+            self.know_bound(f)
+        return {"F": f, "H": self.bound, **{f"F_{r.replace('-', '_')}": value for r, value in of.items()}}
 
-    def know_bound(self, validation: Measured) -> None:
+    def know_bound(self, f: float) -> None:
         """H as a number: a relative bound is a share of F at the end of the warm-up."""
         bound = Bound.parse(self.settings.bound)
         if bound is not None:
-            self.bound = bound.value * validation.vulnerability if bound.relative else bound.value
+            self.bound = bound.value * f if bound.relative else bound.value
 
     def strengths(self) -> tuple[Tensor, ...]:
         return self.alpha.strengths()
@@ -187,12 +228,15 @@ class Rnas(Method):
         _, before, bound = apart(event["F"], event["F_before"], event["H"], form=lambda v, n: f"{v:.{n - 1}e}")
         return f" (before the projection {before}, H {bound})"
 
-    def warning(self, last: Mapping[str, Any]) -> dict[str, Any] | None:
+    def warning(self, epochs: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+        last = epochs[-1]
         if last["H"] is None or last["F"] <= last["H"]:
             return None
-        over, bound = apart(last["F"], last["H"])
-        message = f"the search ended with F = {over} over its bound H = {bound}: more epochs or steps help"
-        return {"message": f"{message} (--epochs, --projection-steps)", "F": last["F"], "H": last["H"]}
+        smallest, epoch = min((e["F"], e["epoch"]) for e in epochs if e["H"] is not None)
+        over, bound, least = apart(last["F"], last["H"], smallest)
+        message = f"the search ended with F = {over} over its bound H = {bound}; the smallest F was {least}, of epoch "
+        message += f"{epoch}: {ENDED[last.get('projection_end') or 'steps']}"
+        return {"message": message, "F": last["F"], "H": last["H"]}
 
     @classmethod
     def cost(cls, settings: Search, epoch: int, iterations: float) -> Cost:
