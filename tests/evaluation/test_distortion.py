@@ -14,7 +14,8 @@ from PIL import Image
 from rnas.attacks import PGD
 from rnas.data import load
 from rnas.errors import RnasError
-from rnas.evaluation.distortion import distortion, layers_of
+from rnas.evaluation.distortion import distortion
+from rnas.evaluation.features import layers_of
 from rnas.nets import zoo
 from rnas.report import write_report
 from rnas.report.distortion import (

@@ -255,3 +255,18 @@ def test_data_is_scaled_as_the_training_images_were(kind: str, size: list[str], 
         with pytest.raises(SystemExit) as e:
             main(["evaluate", str(run), *wrong, "--attacks", "fgsm"])
         assert e.value.code == 2
+
+
+def test_f_of_the_trained_network_is_that_of_its_cells(run: Path) -> None:
+    main(["evaluate", str(run), "--limit", "30", "--batch-size", "20", "--attacks", "fgsm"])
+    f = found(run)[0]["vulnerability"]
+    net, meta = load_model(run)
+    test = load("digits").test
+    x, y = (t[stratified(test.labels, 30, seed=0).nonzero()[:, 0]] for t in (test.images / white("cpu"), test.labels))
+    eps = 16 / 255
+    x_adv = PGD(eps=eps, step=eps / 4, steps=20, seed=0)(net, x, y)
+    with torch.no_grad(), unfolded(net):
+        clean, adversarial = (net.forward_cells(images)[1] for images in (x, x_adv))
+    assert f["value"] == pytest.approx(float(network_vulnerability(clean, adversarial)), rel=0.05), "another random start"
+    assert f["interval"][0] < f["value"] < f["interval"][1]
+    assert (f["n"], f["attack"], f["layers"]) == (30, "pgd20", meta.cells)

@@ -18,11 +18,10 @@ from rnas.compute.freezing import unfolded
 from rnas.compute.precision import full_precision
 from rnas.console import Advance, Console
 from rnas.data import Dataset, Split, load
-from rnas.data.dataset import white
 from rnas.data.sources import load_own_data, load_test_data
 from rnas.errors import RnasError, unknown
+from rnas.evaluation.features import attacked, layers_of
 from rnas.files import check_writable, write_json
-from rnas.nets.derived import DerivedNetwork
 from rnas.nets.saved import build_from_meta, find_model, load_model
 from rnas.nets.zoo import find_architecture
 from rnas.records.arrays import write_arrays
@@ -31,10 +30,7 @@ from rnas.records.folder import alone, training_of
 from rnas.records.layout import DISTORTION, FEATURES
 from rnas.records.schema import Description, LayerDistortion
 from rnas.settings import Distortion
-from rnas.vulnerability import layer_vulnerabilities, recorded
-
-_VGG16_STAGES = (2, 2, 3, 3, 3)
-"""Convolutions between the poolings: what Conv4_3 counts by."""
+from rnas.vulnerability import image_vulnerabilities, recorded
 
 
 @full_precision()
@@ -98,23 +94,6 @@ def _distort(
             write_json(run / DISTORTION, encode(record))
         for line in _lines(record):
             console.say(line)
-
-
-def layers_of(net: nn.Module, arch: str) -> dict[str, str]:
-    """The layers of `net` that are looked at by default, in their order: name -> module as in named_modules().
-
-    VGG16's convolutions after their ReLU, called as the paper does (conv4_3); ResNet18's stem and blocks; the cells of
-    a cell network; of any other network its stages.
-    """
-    if isinstance(net, DerivedNetwork):
-        return {f"cells.{i}": f"cells.{i}" for i in range(len(net.cells))}
-    if arch == "VGG16":
-        names = [f"conv{s}_{k}" for s, convolutions in enumerate(_VGG16_STAGES, 1) for k in range(1, convolutions + 1)]
-        return {name: f"conv{i}.2" for i, name in enumerate(names, 1)}  # .3 would be the pooling
-    stages = [name for name, _ in net.named_children() if name not in ("normalize", "classifier")]
-    if arch == "ResNet18":
-        stages = ["stem", *(f"stage{s}.{b}" for s in range(1, 5) for b in range(2))]
-    return {name: name for name in stages}
 
 
 class _Network(NamedTuple):
@@ -208,21 +187,15 @@ def _measure(
     net: nn.Module, layers: dict[str, str], images: Split, attack: PGD, settings: Distortion, advance: Advance
 ) -> tuple[dict[str, float], dict[str, NDArray[Any]]]:
     """Each layer's vulnerability over all images, and feature maps of the first (see `_feature_maps`)."""
-    device = next(net.parameters()).device
-    totals = dict.fromkeys(layers, 0.0)
+    found: list[Tensor] = []
     maps: dict[str, NDArray[Any]] = {}
     with unfolded(net):
-        for start in range(0, len(images), settings.batch_size):
-            part = images[torch.arange(start, min(start + settings.batch_size, len(images)))]
-            x, y = part.images.to(device) / white(device), part.labels.to(device)
-            x_adv = attack(net, x, y)
-            found = layer_vulnerabilities(net, x, x_adv, list(layers.values()), settings.reduction, settings.features)
-            for name, module in layers.items():
-                totals[name] += found[module] * len(y)
-            if start == 0:
-                maps = _feature_maps(net, layers, x[:1], x_adv[:1], settings.channels_shown)
-            advance(len(y))
-    return {name: total / len(images) for name, total in totals.items()}, maps
+        for x, x_adv in attacked(net, images, attack, settings.batch_size):
+            by = settings.reduction, settings.features
+            found.append(image_vulnerabilities(net, x, x_adv, list(layers.values()), *by).cpu())
+            maps = maps or _feature_maps(net, layers, x[:1], x_adv[:1], settings.channels_shown)
+            advance(len(x))
+    return dict(zip(layers, torch.cat(found).mean(0).tolist(), strict=True)), maps
 
 
 @torch.no_grad()

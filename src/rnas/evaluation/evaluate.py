@@ -28,6 +28,7 @@ from rnas.data.sources import load_own_data, load_test_data
 from rnas.errors import RnasError
 from rnas.evaluation import trust
 from rnas.evaluation.battery import Progress, attack_named, run_attacks
+from rnas.evaluation.features import MOST, STEPS, trained_vulnerability
 from rnas.evaluation.result import Result
 from rnas.evaluation.verdicts import begun
 from rnas.files import check_writable, read_json, write_json
@@ -53,6 +54,7 @@ from rnas.records.folder import alone
 from rnas.records.layout import META, PARTIAL, SETTINGS
 from rnas.records.schema import Description, Evaluation
 from rnas.settings import Evaluate
+from rnas.wording import apart
 
 PICTURED = 8  # images kept with their adversarial versions, to be looked at
 
@@ -171,8 +173,13 @@ def _evaluate_into(
         result = evaluate(
             model, x, y, settings.attacks, eps, settings.norm, settings.seed, settings.batch_size, state, progress
         )
+    few = _limited(test, min(len(test), MOST))
+    with console.bar(f"F of {folder.name}", len(few)) as advance:
+        attack = PGD(eps=eps, step=eps / 4, steps=STEPS, norm=settings.norm, seed=settings.seed)
+        f = trained_vulnerability(model, meta.arch, few, attack, settings.batch_size, advance)
     summary = replace(
         result.evaluation,
+        vulnerability=f,
         limit=settings.limit,
         data=settings.data,
         dataset=name,
@@ -369,4 +376,7 @@ def _lines(name: str, summary: Evaluation) -> list[str]:
         if (found := summary.figure(key)) is not None and found.interval is not None
     ]
     lines.insert(1, f"{name}, chance: {summary.chance:.1%} (always answering the largest class)")
+    if f := summary.vulnerability:
+        value, low, high = apart(f.value, *f.interval)
+        lines.append(f"{name}, F: {value} ({low} to {high}) under {f.attack}, mean of {f.layers} layers, n = {f.n}")
     return lines + [f"warning: {warning}" for warning in summary.warnings]

@@ -18,6 +18,7 @@ from rnas.compute.precision import FP32, Precision, full_precision
 from rnas.data import load as load_data
 from rnas.data.official.catalogue import SETS
 from rnas.errors import RnasError
+from rnas.evaluation.features import MOST, STEPS
 from rnas.fast.recording import forget, recordable, wait
 from rnas.fast.supernet import FastSupernet
 from rnas.nas.methods import load
@@ -179,9 +180,10 @@ def search_seconds(step: Search, about: Facts, speed: Speed) -> float:
 
 
 def evaluate_seconds(step: Evaluate, training: Train, about: Facts, speed: Speed) -> float:
-    """Seconds of an evaluation of the network that `training` makes."""
+    """Seconds of an evaluation of the network that `training` makes, its F among it."""
     images, surviving = min(step.limit or about.test, about.test), survivors(training)
-    return images * speed.gradient * (FORWARD + sum(passes(attack, surviving) for attack in step.attacks))
+    attacks = images * (FORWARD + sum(passes(attack, surviving) for attack in step.attacks))
+    return speed.gradient * (attacks + min(images, MOST) * (STEPS + 2 * FORWARD))
 
 
 def distortion_seconds(step: Distortion, about: Facts, speed: Speed) -> float:

@@ -77,6 +77,20 @@ class Figure(Record):
 
 
 @dataclass(frozen=True)
+class NetworkVulnerability(Record):
+    """F of a trained network: the mean over its layers, Eq. 6."""
+
+    value: Distance
+    interval: tuple[Distance, Distance]
+    """Of the mean over images: bootstrap, at 95 %."""
+    n: Count
+    """Images."""
+    attack: str
+    layers: Count
+    """How many; of a cell network its cells."""
+
+
+@dataclass(frozen=True)
 class Evaluation(Record):
     """What attacks made of a network's answers; the verdict on every image lies in masks.npz."""
 
@@ -93,6 +107,8 @@ class Evaluation(Record):
     warnings: tuple[str, ...] = ()
     union: Figure | None = None
     """Under all attacks that ε bounds together."""
+    vulnerability: NetworkVulnerability | None = None
+    """Of feature maps, for networks that have such."""
     limit: int | None = None
     data: str | None = None
     """Images that were asked for with --data, in place of the network's own."""

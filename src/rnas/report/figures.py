@@ -59,10 +59,11 @@ def search_charts(part: SearchPart) -> list[Html]:
 
     add(
         "Network vulnerability F and its bound H",
-        "Before each projection and after it, logarithmic.",
+        "Before each projection and after it, and of the discretised cell with the supernet's weights; logarithmic.",
         [
             Series("before", part.column("F_before"), "adversarial", (2.0, 3.0), 1.6),
             Series("F", part.column("F"), "clean", width=2.4),
+            Series("cell", part.column("F_cell"), "series-3", DASH, 1.3),
             Series("H", part.column("H"), "bound", DASH, 1.6),
         ],
         log=True,

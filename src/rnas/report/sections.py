@@ -16,6 +16,12 @@ from rnas.report.words import CW_CAVEAT, CW_L2_CAVEAT, epochs, work_sentence
 from rnas.wording import duration
 
 
+CHAIN = (
+    "One measure, of different networks on different images: those of the search on the images that it monitors, under "
+    "its own attack; the trained one on test images. A bound that held for the supernet says nothing yet of the others."
+)
+
+
 class Section(NamedTuple):
     """A section of the page; `link` is its short name in the bar at the top."""
 
@@ -33,7 +39,7 @@ def sections(parts: Sequence[Part]) -> list[Section]:
     found = (
         _results(evaluated),
         _architecture(searches, networks),
-        _course(searches),
+        _course(searches, networks),
         _alphas(searches),
         _training(networks),
         _distortion(networks),
@@ -144,10 +150,14 @@ def _cell_figure(cell: Cell, kind: str, names: str) -> Html:
     )
 
 
-def _course(searches: Sequence[SearchPart]) -> Section | None:
+def _course(searches: Sequence[SearchPart], networks: Sequence[NetworkPart]) -> Section | None:
     def charts(part: SearchPart) -> Html | None:
         found = figures.search_charts(part)
-        return el("div", *found, class_="grid") if found else None
+        chain = tables.vulnerability_table(part, networks)
+        if not found:
+            return None
+        below = [el("h3", "F from the bound to the trained network"), el("p", CHAIN, class_="note"), chain]
+        return join(el("div", *found, class_="grid"), *(below if chain else ()))
 
     return _per_search(searches, "search", "Search", "The search", charts)
 

@@ -14,9 +14,9 @@ from rnas.records.arrays import UNBOUNDED
 from rnas.records.codec import encode
 from rnas.records.schema import Figure
 from rnas.report.compare import Comparison, p_value, points, verdict
-from rnas.report.drawing.charts import percent
+from rnas.report.drawing.charts import percent, short
 from rnas.report.html import Html, el
-from rnas.report.read import NetworkPart, Part
+from rnas.report.read import NetworkPart, Part, SearchPart
 from rnas.report.words import PAPER_TABLES, attack_name, count, threat, training
 from rnas.wording import duration
 
@@ -51,6 +51,35 @@ def columns_of(networks: Sequence[NetworkPart]) -> list[str]:
     attacks = attacks_of(networks)
     union = ["union"] if any(entry(part, "union") for part in networks) else []
     return ["clean", *bounded(attacks), *union, *(name for name in attacks if name in UNBOUNDED)]
+
+
+def vulnerability_table(search: SearchPart, networks: Sequence[NetworkPart]) -> Html | None:
+    """F from the bound to the networks that were trained of what the search found; None where nothing is known of it
+    but the supernet's."""
+    if not search.epochs:
+        return None
+    last = search.epochs[-1]
+    rows: list[tuple[str, float | None, str]] = [
+        ("Bound H", last.H, ""),
+        ("Supernet", last.F_supernet, ""),
+        ("Supernet without none", last.F_without_none, "its share given to the other operations of the edge"),
+        ("Discretised cell", last.F_cell, "one-hot, with the supernet's weights"),
+    ]
+    for part in networks:
+        f = part.evaluation.vulnerability if part.evaluation else None
+        if f is not None and part.genotype is not None and part.genotype == search.genotype:
+            low, high = (short(v) for v in f.interval)
+            rows.append((part.name, f.value, f"trained; {low} to {high} (bootstrap, 95 %), {f.attack}, {f.n} images"))
+    known = [(name, value, note) for name, value, note in rows if value is not None]
+    if len(known) < 3:
+        return None
+    body = (
+        el("tr", el("th", name, scope="row"), el("td", short(value)), el("td", note, class_="text"))
+        for name, value, note in known
+    )
+    return _card(
+        el("table", _head("", "F", "", text=(0, 2)), el("tbody", *body)), "F from the bound to the trained network"
+    )
 
 
 def chance(part: NetworkPart) -> float | None:
