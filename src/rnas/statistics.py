@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 
 def wilson(share: float, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
@@ -29,3 +30,12 @@ def paired_interval(only_a: int, only_b: int, n: int, z: float = 1.9599639845400
     middle = pa - pb
     half = z * math.sqrt((pa + pb - middle**2) / (n + 2))
     return max(-1.0, middle - half), min(1.0, middle + half)
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """The p-values in their order, each corrected for all of them (Holm 1979)."""
+    corrected, worst = [0.0] * len(p), 0.0
+    for rank, i in enumerate(sorted(range(len(p)), key=lambda i: p[i])):
+        worst = max(worst, min(1.0, (len(p) - rank) * p[i]))
+        corrected[i] = worst
+    return corrected
