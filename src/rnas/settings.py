@@ -654,6 +654,9 @@ class Export:
 # is among the facts of search and training (`Run.open`), because `auto` is no precision.
 NOT_IDENTITY = ("out", "resume", "device", "save_memory", "precision", "yes", "seeds")
 
+LATER = {"bound_on": "supernet", "projection_cap": None}
+"""What settings mean that a run of version 0.1.0 does not name; with these values it is the same run."""
+
 
 def identity(settings: Any) -> dict[str, Any]:
     """The settings that make a run what it is, as JSON values: two runs with equal ones are the same run."""
@@ -662,6 +665,7 @@ def identity(settings: Any) -> dict[str, Any]:
         plain = {
             k: v for k, v in plain.items() if k not in ("max_params", "max_macs", "target_cells", "target_channels")
         }
+    plain = {k: v for k, v in plain.items() if k not in LATER or v != LATER[k]}
     source = plain.get("source")
     if source and ("/" in source["data"] or source["data"].endswith(".npz") or Path(source["data"]).is_dir()):
         source["data"] = str(Path(source["data"]).expanduser().resolve())  # the run may be read from another folder

@@ -40,3 +40,12 @@ def bootstrap(values: Sequence[float], seed: int = 0, times: int = 2000) -> tupl
     means = [given[random.integers(len(given), size=len(given))].mean() for _ in range(times)]
     low, high = np.percentile(means, (2.5, 97.5))
     return float(low), float(high)
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """The p-values in their order, each corrected for all of them (Holm 1979)."""
+    corrected, worst = [0.0] * len(p), 0.0
+    for rank, i in enumerate(sorted(range(len(p)), key=lambda i: p[i])):
+        worst = max(worst, min(1.0, (len(p) - rank) * p[i]))
+        corrected[i] = worst
+    return corrected

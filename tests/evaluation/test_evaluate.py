@@ -15,12 +15,17 @@ import torch
 from PIL import Image
 from tests.evaluation.test_battery import Killed, quick
 
+from rnas.attacks import PGD
 from rnas.cli import main
+from rnas.compute.freezing import unfolded
 from rnas.console import Console
+from rnas.data import load
+from rnas.data.dataset import stratified, white
 from rnas.errors import RnasError
 from rnas.evaluation.evaluate import evaluate_run
 from rnas.nets.saved import load_model, save_model
 from rnas.settings import Evaluate
+from rnas.vulnerability import network_vulnerability
 
 __all__ = ["quick"]  # a fixture: AutoAttack with few steps
 
@@ -267,6 +272,8 @@ def test_f_of_the_trained_network_is_that_of_its_cells(run: Path) -> None:
     x_adv = PGD(eps=eps, step=eps / 4, steps=20, seed=0)(net, x, y)
     with torch.no_grad(), unfolded(net):
         clean, adversarial = (net.forward_cells(images)[1] for images in (x, x_adv))
-    assert f["value"] == pytest.approx(float(network_vulnerability(clean, adversarial)), rel=0.05), "another random start"
+    assert f["value"] == pytest.approx(float(network_vulnerability(clean, adversarial)), rel=0.05), (
+        "another random start"
+    )
     assert f["interval"][0] < f["value"] < f["interval"][1]
     assert (f["n"], f["attack"], f["layers"]) == (30, "pgd20", meta.cells)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from rnas.errors import RnasError
 from rnas.records.arrays import UNBOUNDED
 from rnas.report.read import NetworkPart, differing, read_parts
 from rnas.report.words import attack_name
-from rnas.statistics import mcnemar, paired_interval
+from rnas.statistics import holm, mcnemar, paired_interval
 from rnas.wording import apart
 
 Mask = NDArray[np.bool_]
@@ -81,7 +81,8 @@ def compare_networks(networks: Sequence[NetworkPart]) -> list[Comparison]:
         bounded = [name for name in attacks if name not in UNBOUNDED]
         if len(bounded) > 1:
             made.append(_compare("union", a, b, *(_survivors(part, bounded) for part in (a, b))))
-    return _holm(made)
+    corrected = holm([c.p for c in made])
+    return [replace(c, p_holm=p) for c, p in zip(made, corrected, strict=True)]
 
 
 def _survivors(part: NetworkPart, attacks: Sequence[str]) -> Mask:
@@ -133,16 +134,6 @@ def _compare(
         evaluation_a=a.shown,
         evaluation_b=b.shown,
     )
-
-
-def _holm(made: Sequence[Comparison]) -> list[Comparison]:
-    """The comparisons in their order, each with its p-value corrected for all of them."""
-    corrected: dict[int, float] = {}
-    worst = 0.0
-    for rank, i in enumerate(sorted(range(len(made)), key=lambda i: made[i].p)):
-        worst = max(worst, min(1.0, (len(made) - rank) * made[i].p))
-        corrected[i] = worst
-    return [Comparison(**{**asdict(c), "p_holm": corrected[i]}) for i, c in enumerate(made)]
 
 
 def shown_best(rows: Sequence[Comparison]) -> dict[str, str]:

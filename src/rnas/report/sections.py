@@ -15,7 +15,6 @@ from rnas.report.read import NetworkPart, Part, SearchPart
 from rnas.report.words import CW_CAVEAT, CW_L2_CAVEAT, epochs, work_sentence
 from rnas.wording import duration
 
-
 CHAIN = (
     "One measure, of different networks on different images: those of the search on the images that it monitors, under "
     "its own attack; the trained one on test images. A bound that held for the supernet says nothing yet of the others."
