@@ -54,15 +54,16 @@ def project(
     lr: float = 0.02,
     margin: float = 1e-4,
     tolerance: float = 1e-5,
+    near: float = 0.0,
 ) -> Projection:
     """Move `alphas`, in place, to the nearest point where F is at most `bound`. # Eq. 9
 
     `gradients(scale)` is F at the alphas as they are, perhaps on a sample, and the gradients of F / scale; `measure()`
     is the F by which feasibility is judged. Nothing moves if F ≤ H already. It aims at (1 - margin)·H, as a sampled F
     scatters, and lower where the samples' F proves smaller than the measured one.
-    Stops early once feasible and stationary (the Lagrangian's gradient is at most `tolerance`), otherwise after
-    `steps`, if F ≤ H was measured by then; else it goes on until it is, for `most` steps in all (by default `steps`) or
-    until F no longer falls. Takes the nearest of the feasible points at which it measured, or that of the smallest F.
+    Stops early once feasible and stationary (the Lagrangian's gradient is at most `tolerance`) or measured under H by
+    at most the share `near`, otherwise after `steps`, if F ≤ H was measured by then; else it goes on until it is, for
+    `most` steps in all (by default `steps`) or until F no longer falls. Takes the nearest of the feasible points at which it measured, or that of the smallest F.
     No coordinate moves by more than `lr` a step; over the second half of the steps that falls to nothing.
     """
     before = measure()
@@ -101,7 +102,8 @@ def project(
         stationary = _dot(slope, slope) <= tolerance**2 and abs(value) <= tolerance
         if k % (checks if k < steps else 2 * ROUND) == 0 or k == steps or stationary:
             measured = reached.see(Point(measure(), _distance(alphas, start), [a.detach().clone() for a in alphas]))
-            if (stationary and measured <= bound) or (k >= steps and reached.enough(k - steps)):
+            close = stationary or measured >= (1 - near) * bound
+            if (close and measured <= bound) or (k >= steps and reached.enough(k - steps)):
                 break
             if measured > bound and value <= margin:  # the samples see a smaller F than what is measured: aim lower
                 target *= (1 - margin) * bound / measured

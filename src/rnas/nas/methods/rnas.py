@@ -31,6 +31,8 @@ from rnas.wording import apart
 
 # The projection aims this share under H: F is sampled, and the promise is F ≤ H on the monitored images.
 MARGIN = 0.1
+NEAR = 2 * MARGIN
+"""A projection is through where F is no further under H: α is then about as near as it can be."""
 CAP = 4
 """How many times its planned steps a projection may take until it is feasible."""
 UNPROJECTED: Fields = dict.fromkeys(
@@ -147,6 +149,7 @@ class Rnas(Method):
                 most=self.settings.projection_cap or CAP * steps,
                 lr=self.settings.projection_lr,
                 margin=MARGIN,
+                near=NEAR,
             )
         return {
             "F_before": done.before,
