@@ -235,6 +235,7 @@ def test_costs_are_passes_times_their_measured_time(monkeypatch: pytest.MonkeyPa
         assert costs.seconds(step) == pytest.approx(images * (0.002 + (0 if step.standard else 7 * 0.001)))
     for evaluation in evaluations(plan):
         spent = FORWARD + (1 if evaluation.attacks == ("fgsm",) else 1 + 20 + 100 + 100 + passes("aa", 0.25))
+        spent += 20 + 2 * FORWARD  # F, under PGD-20
         assert costs.seconds(evaluation) == pytest.approx(256 * 0.001 * spent)
     assert len(measured) == 1
     assert len(Costs(plan).speeds) == 1  # from the file
