@@ -92,6 +92,7 @@ def test_the_benchmark_of_the_search_runs(small: None, tmp_path: Path) -> None:
     assert runs[0]["launched_seconds"] == {}, "without a GPU nothing is recorded"
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_training_runs(small: None, tmp_path: Path) -> None:
     """The floor of training is 7 passes for the images, forward and back, and one also for the weights: 17 in all."""
     (run,) = written(train_step.main, "--networks RNAS-L --batch-size 2 --rounds 1", tmp_path)["runs"]
@@ -102,6 +103,7 @@ def test_the_benchmark_of_training_runs(small: None, tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # by torch's own tracing
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")  # which it imports on a GPU
+@pytest.mark.slow
 def test_the_benchmark_of_compiling_runs(small: None, tmp_path: Path) -> None:
     """With torch's tracing and without its compiler."""
     options = "--networks RNAS-L --cells 3 --batch-size 2 --rounds 1 --backend eager"
@@ -110,12 +112,14 @@ def test_the_benchmark_of_compiling_runs(small: None, tmp_path: Path) -> None:
     assert run["RNAS-L"].keys() == set(compiled.PASSES)
 
 
+@pytest.mark.slow
 def test_shares_of_a_profile_add_up(small: None, tmp_path: Path) -> None:
     shares = written(profiled.main, "--batch-size 2", tmp_path)["shares"]
     assert all(sum(of.values()) == pytest.approx(1) for of in shares.values())
     assert shares["pgd, fast"]["matrix products"] > shares["pgd, published"]["matrix products"]
 
 
+@pytest.mark.slow
 def test_the_small_benchmarks_run(small: None, tmp_path: Path) -> None:
     found = written(depthwise.main, "--batch-size 2 --rounds 1", tmp_path)["convolutions"]
     assert [(f["kernel"], f["stride"], f["dilation"]) for f in found] == [(k, s, d) for k, d, s in depthwise.KERNELS]

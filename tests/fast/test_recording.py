@@ -359,8 +359,15 @@ def twins(monkeypatch: pytest.MonkeyPatch) -> Callable[[nn.Module, Callable[[Any
     return both
 
 
-@pytest.mark.parametrize("save_memory", [False, True])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("precision", "save_memory"),
+    [
+        ("fp32", False),
+        ("bf16", True),
+        pytest.param("fp32", True, marks=pytest.mark.slow),
+        pytest.param("bf16", False, marks=pytest.mark.slow),
+    ],
+)
 def test_replayed_steps_follow_the_search(precision: str, save_memory: bool, form: None, twins: Callable) -> None:
     """Images, labels, weights, α and running statistics are those of the moment, and the results the caller's."""
     net = supernet()
@@ -370,8 +377,15 @@ def test_replayed_steps_follow_the_search(precision: str, save_memory: bool, for
     assert [[type(r) for r in recordings(net, kind)] for kind in STEPS] == 3 * [[graphs.Recorded]]
 
 
-@pytest.mark.parametrize("beta", [None, 6.0], ids=["PGD", "TRADES"])
-@pytest.mark.parametrize("name", ["RNAS-L", "ResNet18"])
+@pytest.mark.parametrize(
+    ("name", "beta"),
+    [
+        ("RNAS-L", 6.0),
+        ("ResNet18", None),
+        pytest.param("RNAS-L", None, marks=pytest.mark.slow),
+        pytest.param("ResNet18", 6.0, marks=pytest.mark.slow),
+    ],
+)
 def test_replayed_steps_follow_a_training(name: str, beta: float | None, twins: Callable) -> None:
     """Each epoch's drop-path is another recording, and it draws; of the epoch before none is kept."""
     net = NETS[name]()

@@ -233,7 +233,9 @@ def test_frozen_equals_eval_mode_and_leaves_the_network_alone() -> None:
 
 
 @in_both_forms
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-7), (torch.float32, 1e-3)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-7), pytest.param(torch.float32, 1e-3, marks=pytest.mark.slow)]
+)
 def test_ten_steps_of_search_have_the_same_losses(dtype: torch.dtype, tolerance: float) -> None:
     """The search's own steps, attacks included: the losses of weights and α, and F, of the plain supernet. With an l_2
     attack, for in l_inf a pixel whose gradient is zero but for rounding may step either way."""

@@ -70,9 +70,10 @@ class Case:
         (3, 1, 1, 4, 5),
         (5, 2, 2, 4, 5),
         (3, 1, 2, 8, 9),
-        (5, 1, 1, 13, 11),
-        (3, 1, 2, 13, 11),
-        (5, 2, 1, 26, 22),
+        *(
+            pytest.param(p, marks=pytest.mark.slow if INTERPRETED else ())
+            for p in ((5, 1, 1, 13, 11), (3, 1, 2, 13, 11), (5, 2, 1, 26, 22))
+        ),
     ],
     ids=lambda p: "k{} stride {} dilation {} {}x{}".format(*p),
 )
@@ -167,7 +168,7 @@ def test_what_is_passed_on_of_a_node_and_its_pools(which: str, stride: int) -> N
         assert_close(pass_back(out, passed, argmax, x.detach().clone(), add=True), x.detach() + gradient)
 
 
-@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("train", [False, pytest.param(True, marks=pytest.mark.slow if INTERPRETED else ())])
 def test_a_supernet(train: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a reduction cell; `fast_gpu` is its other form, and that is tested against the plain supernet."""
     monkeypatch.setattr(fast, "on_cpu", lambda x: False)

@@ -107,9 +107,11 @@ def test_straight_through_has_the_value_of_the_cell() -> None:
     assert torch.equal(torch.autograd.grad((2 * mix).sum(), w.mix)[0], torch.full((3, 4), 2.0))
 
 
-@pytest.mark.parametrize("reading", READINGS)
+@pytest.mark.parametrize("reading", ["cell", *(pytest.param(r, marks=pytest.mark.slow) for r in READINGS[:2])])
 def test_a_search_binds_what_it_is_told_to_and_logs_all(reading: Reading, tmp_path: Path) -> None:
-    search(replace(SMALL, out=tmp_path, bound="0.6x", bound_on=reading, epochs=2, projection_steps=20))
+    search(
+        replace(SMALL, out=tmp_path, bound="0.6x", bound_on=reading, epochs=2, projection_steps=10, projection_cap=20)
+    )
     warm, last = (e for e in read_log(tmp_path) if e["event"] == "epoch")
     key = f"F_{reading.replace('-', '_')}"
     assert last["F"] == last[key]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,8 +31,22 @@ SMALL = Search(
     batch_size=32,
     lr=0.05,
     alpha_lr=0.01,
-    monitor=64,
+    monitor=32,
 )
+
+
+@pytest.fixture(scope="module")
+def finished_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
+    search(replace(SMALL, out=folder, epochs=2, bound="none"))
+    return folder
+
+
+@pytest.fixture
+def finished(finished_once: Path, tmp_path: Path) -> Search:
+    """The settings of a search that is through, in a folder of its own."""
+    shutil.copytree(finished_once, tmp_path, dirs_exist_ok=True)
+    return replace(SMALL, out=tmp_path, epochs=2, bound="none")
 
 
 def checkpoint_of(folder: Path) -> dict:
@@ -61,14 +76,14 @@ def assert_same_run(a: Path, b: Path) -> None:
 
 def test_a_huge_bound_is_no_bound(tmp_path: Path) -> None:
     for bound in ("1e9", "none"):
-        search(replace(SMALL, out=tmp_path / bound, bound=bound))
+        search(replace(SMALL, out=tmp_path / bound, bound=bound, epochs=2))
     huge, off = (checkpoint_of(tmp_path / bound)["net"] for bound in ("1e9", "none"))
     assert all(torch.equal(huge[name], off[name]) for name in off if isinstance(off[name], torch.Tensor))
     assert all(e["distance"] in (0, None) for e in read_log(tmp_path / "1e9"))
 
 
 def test_a_tight_relative_bound_holds_at_the_end(tmp_path: Path) -> None:
-    settings = replace(SMALL, out=tmp_path, bound="0.1x", epochs=2, projection_steps=120, projection_lr=0.5)
+    settings = replace(SMALL, out=tmp_path, bound="0.1x", epochs=2, projection_steps=60, projection_lr=0.5)
     search(settings)
     warm, last = (e for e in read_log(tmp_path) if e["event"] == "epoch")
     assert last["H"] == pytest.approx(0.1 * warm["F"], rel=1e-12)
@@ -82,8 +97,9 @@ def test_a_tight_relative_bound_holds_at_the_end(tmp_path: Path) -> None:
         assert np.array_equal(alphas["normal"][0], alphas["normal"][1]), "the warm-up leaves α alone"
 
 
-@pytest.mark.parametrize("arch_loss", ["clean+adv", "adv"])
-@pytest.mark.parametrize(("reduction", "features"), [("mean", "raw"), ("sum", "standardized")])
+@pytest.mark.parametrize(
+    ("arch_loss", "reduction", "features"), [("clean+adv", "mean", "raw"), ("adv", "sum", "standardized")]
+)
 def test_every_reading_of_the_method_runs(tmp_path: Path, arch_loss: str, reduction: str, features: str) -> None:
     settings = replace(SMALL, out=tmp_path, arch_loss=arch_loss, reduction=reduction, features=features, epochs=2)
     search(replace(settings, bound="0.9x", projection_steps=5))
@@ -127,7 +143,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     search(replace(settings, out=tmp_path / "whole"))
     arguments = (
         "--data digits --limit-per-class 14 --cells 2 --channels 4 --nodes 2 --attack-steps 2 --epochs 3 --warmup 1 "
-        "--batch-size 32 --lr 0.05 --alpha-lr 0.01 --monitor 64 --bound 0.5x --projection-steps 5 --device cpu --resume"
+        "--batch-size 32 --lr 0.05 --alpha-lr 0.01 --monitor 32 --bound 0.5x --projection-steps 5 --device cpu --resume"
     ).split()
     command = [sys.executable, "-m", "rnas", "search", *arguments, "--out", str(tmp_path / "killed")]
     process = subprocess.Popen(
@@ -144,9 +160,8 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
 
 
-def test_resume_refuses_another_run(tmp_path: Path) -> None:
-    settings = replace(SMALL, out=tmp_path, epochs=2, bound="none")
-    search(settings)
+def test_resume_refuses_another_run(finished: Search, tmp_path: Path) -> None:
+    settings = finished
     with pytest.raises(RnasError, match="holds this run already"):
         search(settings)
     with pytest.raises(RnasError, match=r"lr was 0\.05, now 0\.1"):
@@ -156,9 +171,8 @@ def test_resume_refuses_another_run(tmp_path: Path) -> None:
     assert (tmp_path / "log.jsonl").read_text() == before, "a finished run is left as it is"
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
-    settings = replace(SMALL, out=tmp_path, epochs=2, bound="none")
-    search(settings)
+def test_a_damaged_checkpoint_is_named(finished: Search, tmp_path: Path) -> None:
+    settings = finished
     good = (tmp_path / "checkpoint.pt").read_bytes()
     middle = len(good) // 3  # in the weights: torch.load would take it for good
     damaged = good[:middle] + bytes(b ^ 0x5A for b in good[middle : middle + 40]) + good[middle + 40 :]
@@ -171,10 +185,9 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     assert (tmp_path / "checkpoint.pt").read_bytes() == good, "the advice works, and the result is the same"
 
 
-def test_a_checkpoint_that_cannot_be_read_is_not_called_damaged(tmp_path: Path) -> None:
+def test_a_checkpoint_that_cannot_be_read_is_not_called_damaged(finished: Search, tmp_path: Path) -> None:
     """Or its owner would delete it."""
-    settings = replace(SMALL, out=tmp_path, epochs=2, bound="none")
-    search(settings)
+    settings = finished
     (tmp_path / "checkpoint.pt").rename(tmp_path / "moved")
     (tmp_path / "checkpoint.pt").mkdir()
     with pytest.raises(RnasError, match=r"cannot read .*checkpoint\.pt"):
@@ -182,28 +195,25 @@ def test_a_checkpoint_that_cannot_be_read_is_not_called_damaged(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("content", ["", '{"F": 1}\n'])
-def test_a_search_that_is_through_needs_its_log(content: str, tmp_path: Path) -> None:
-    settings = replace(SMALL, out=tmp_path, epochs=2, bound="none")
-    search(settings)
+def test_a_search_that_is_through_needs_its_log(content: str, finished: Search, tmp_path: Path) -> None:
+    settings = finished
     (tmp_path / "log.jsonl").write_text(content)
     with pytest.raises(RnasError, match=r"log\.jsonl tells of no epoch"):
         search(replace(settings, resume=True))
 
 
 @pytest.mark.parametrize("epoch", ["", ', "epoch": "x"', ', "epoch": true'])
-def test_an_epoch_without_a_number_is_named(epoch: str, tmp_path: Path) -> None:
-    settings = replace(SMALL, out=tmp_path, epochs=2, bound="none")
-    search(settings)
+def test_an_epoch_without_a_number_is_named(epoch: str, finished: Search, tmp_path: Path) -> None:
+    settings = finished
     log = tmp_path / "log.jsonl"
     log.write_text(f'{{"event": "epoch"{epoch}}}\n' + log.read_text())
     with pytest.raises(RnasError, match=r"log\.jsonl, line 1, is an epoch without a number"):
         search(replace(settings, resume=True))
 
 
-def test_the_log_forgets_what_no_checkpoint_holds(tmp_path: Path) -> None:
+def test_the_log_forgets_what_no_checkpoint_holds(finished: Search, tmp_path: Path) -> None:
     """A kill between log and checkpoint: the epoch is logged again, not twice; half a line is no line."""
-    settings = replace(SMALL, out=tmp_path, epochs=2, bound="none")
-    search(settings)
+    settings = finished
     with open(tmp_path / "log.jsonl", "a") as f:
         f.write(json.dumps({"event": "epoch", "epoch": 3}) + '\n{"event": "ep')
     search(replace(settings, resume=True))
@@ -214,7 +224,7 @@ def test_a_checkpoint_of_before_goes_on(tmp_path: Path) -> None:
     """When α were the network's own, the bound lay beside it, and strengths were nowhere."""
     settings = replace(SMALL, epochs=2, bound="0.9x", projection_steps=5)
     search(replace(settings, out=tmp_path / "whole"))
-    search(replace(settings, out=tmp_path / "old"))
+    shutil.copytree(tmp_path / "whole", tmp_path / "old")
     saved = checkpoint_of(tmp_path / "whole")
     bound = saved["net"].pop("architecture._extra_state")["bound"]
     net = {name.replace("architecture.alpha.", "alpha_"): t for name, t in saved["net"].items()}

@@ -135,7 +135,11 @@ def test_other_settings_are_another_evaluation(tmp_path: Path) -> None:
     ("error", "why"),
     [
         (RnasError("training loss became nan in epoch 1, step 1"), "training loss became nan"),
-        (torch.OutOfMemoryError("CUDA out of memory."), "out of memory (CUDA out of memory.)"),
+        pytest.param(
+            torch.OutOfMemoryError("CUDA out of memory."),
+            "out of memory (CUDA out of memory.)",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_failed_run_leaves_its_cells_empty_and_the_rest_goes_on(

@@ -63,7 +63,8 @@ def project(
     scatters, and lower where the samples' F proves smaller than the measured one.
     Stops early once feasible and stationary (the Lagrangian's gradient is at most `tolerance`) or measured under H by
     at most the share `near`, otherwise after `steps`, if F ≤ H was measured by then; else it goes on until it is, for
-    `most` steps in all (by default `steps`) or until F no longer falls. Takes the nearest of the feasible points at which it measured, or that of the smallest F.
+    `most` steps in all (by default `steps`) or until F no longer falls. Takes the nearest of the feasible points at
+    which it measured, or that of the smallest F.
     No coordinate moves by more than `lr` a step; over the second half of the steps that falls to nothing.
     """
     before = measure()
